@@ -1,0 +1,71 @@
+"""A model zoo without a server: JAX pytrees in a folder or a bucket.
+
+    from brainstore import BrainManager
+
+    zoo = BrainManager("brains/")                  # or "s3://team/zoo"
+    zoo.save("ppo_swarm", params, {"brain_type": "ppo"})
+    params, meta = zoo.load("ppo_swarm")
+
+Importing this module imports neither JAX nor any web library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from brainstore.errors import (
+    AlreadyExists,
+    BadParams,
+    BadReference,
+    BrainstoreError,
+    Conflict,
+    Corrupt,
+    GateFailed,
+    NotFound,
+    NoZoo,
+    ReadOnly,
+    StoreUnavailable,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from brainstore.manager import BrainManager, load
+    from brainstore.meta import BrainMeta
+    from brainstore.pytree.structure import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyExists",
+    "BadParams",
+    "BadReference",
+    "BrainManager",
+    "BrainMeta",
+    "BrainstoreError",
+    "Conflict",
+    "Corrupt",
+    "GateFailed",
+    "NoZoo",
+    "NotFound",
+    "ReadOnly",
+    "StoreUnavailable",
+    "Unsupported",
+    "load",
+    "register",
+]
+
+_HOMES = {
+    "BrainManager": "brainstore.manager",
+    "BrainMeta": "brainstore.meta",
+    "load": "brainstore.manager",
+    "register": "brainstore.pytree.structure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that `import brainstore` and `brainstore ls` stay fast.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'brainstore' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
