@@ -1,0 +1,335 @@
+"""The records of a zoo, frozen, and their canonical JSON.
+
+A record encodes to the same bytes on every machine: fields in the order of the
+class, mappings sorted by key, no white space where size matters. Decoding checks
+types, names and digests, so that a hostile or damaged record stops here. Fields
+that this version does not know are ignored; a higher `format` is refused.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import msgspec
+
+from brainstore.address import Alias, Digest, Name
+from brainstore.errors import Corrupt, Unsupported
+
+FORMAT = 1
+KEPT_MOVES = 32
+MAX_BLOB_BYTES = 2**44
+
+
+def now() -> str:
+    """Return the time in UTC as RFC 3339 with milliseconds, such as 2026-11-23T22:33:35.120Z."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Anything that is stored as JSON."""
+
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        """Return the canonical JSON of the record."""
+        return _ENCODER.encode(self)
+
+    def encode_readable(self) -> bytes:
+        """Return the same, indented: for the records that people look at."""
+        return msgspec.json.format(self.encode(), indent=1) + b"\n"
+
+    @classmethod
+    def decode(cls, body: bytes, where: str) -> Self:
+        """Return the record in `body`; `where` names the object in errors.
+
+        Raises:
+            Unsupported: the record is of a newer format.
+            Corrupt: it is truncated, malformed, or holds an ill-formed name or digest.
+        """
+        return _decode(body, cls, where)
+
+
+R = TypeVar("R")
+
+
+def _decode(body: bytes, kind: type[R] | Any, where: str) -> R:
+    try:
+        found = msgspec.json.decode(body, type=_Format).format
+        if found <= FORMAT:
+            record: R = msgspec.json.decode(body, type=kind, dec_hook=_from_text)
+            return record
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(
+            f"{where}: {len(body):,} bytes do not hold the record that belongs there "
+            f"({error}). Run: brainstore fsck"
+        ) from error
+    raise Unsupported(
+        f"{where} has format {found}; this brainstore reads up to {FORMAT}. "
+        "Upgrade: pip install -U brainstore"
+    )
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def _from_text(kind: type, text: Any) -> Any:
+    # Digest, Name and Alias are the only classes here that msgspec does not know.
+    return kind(text)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str, order="deterministic")
+
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB_BYTES)]
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a leaf: `index` holds [start, stop) for each dimension of the leaf."""
+
+    index: tuple[tuple[int, int], ...]
+    blob: Digest
+    entry: str
+
+
+class Leaf(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One array of a pytree and its place: a blob of its own, an entry of one, or pieces.
+
+    Without `blob`, the leaf is the entry `tensor` of the blob that `digest` names.
+    `scalar` is set where the leaf was a Python or NumPy scalar.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: Digest
+    blob: Digest | None = None
+    entry: str = "tensor"
+    pieces: tuple[Piece, ...] = ()
+    scalar: str | None = None
+
+    def blobs(self) -> list[Digest]:
+        """Return the digests of the blobs that hold the leaf."""
+        if self.pieces:
+            return [piece.blob for piece in self.pieces]
+        return [self.blob or self.digest]
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """A pytree: the structure, and the leaves in the order in which JAX flattens it."""
+
+    structure: Any
+    leaves: tuple[Leaf, ...]
+
+
+class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Another version, by name, number and digest; the digest decides."""
+
+    name: Name
+    version: int
+    digest: Digest
+    relation: str | None = None
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that travels with a version, as a blob of exactly its bytes."""
+
+    blob: Digest
+    size_bytes: Size
+
+
+class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kind"):
+    """One version of a model. Its digest is that of its bytes as stored.
+
+    `blobs` lists every blob that the version needs, with its size. `size_bytes` is the
+    sum over the leaves and files; `new_bytes` is what the save had to store anew.
+    """
+
+    name: Name
+    version: int
+    write_id: str
+    created_at: str
+    by: str
+    meta: dict[str, Any]
+    groups: dict[str, Group]
+    parents: tuple[Pin, ...] = ()
+    frozen_experts: dict[str, Pin] = {}
+    files: dict[str, StoredFile] = {}
+    blobs: dict[Digest, Size]
+    provenance: dict[str, Any] = {}
+    size_bytes: int = 0
+    new_bytes: int = 0
+
+    @property
+    def write_ids(self) -> set[str | None]:
+        """The saves that this record is a sign of."""
+        return {self.write_id}
+
+    def row(self, digest: Digest) -> dict[str, Any]:
+        """Return what the index keeps of the version: its metadata and a few figures."""
+        return {
+            **self.meta,
+            "name": self.name,
+            "version": self.version,
+            "digest": digest,
+            "by": self.by,
+            "size_bytes": self.size_bytes,
+            "new_bytes": self.new_bytes,
+            "parents": [f"{pin.name}:{pin.version}" for pin in self.parents],
+            "experts": sorted({f"{p.name}:{p.version}" for p in self.frozen_experts.values()}),
+        }
+
+
+class Tombstone(Record, frozen=True, kw_only=True, tag="tombstone", tag_field="kind"):
+    """What stands in a manifest's place from its first deletion on.
+
+    `generation` counts deletions and restorations, so that facts about them order
+    themselves: odd means deleted, even means restored. `record` is the manifest,
+    byte for byte; a fence, which closes a number that nobody took, has none.
+    """
+
+    name: Name
+    version: int
+    write_id: str
+    generation: int
+    at: str
+    by: str
+    why: str = ""
+    replaced_write_id: str | None = None
+    replaced_digest: Digest | None = None
+    record: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def write_ids(self) -> set[str | None]:
+        """The saves that this record is a sign of: of the version that it replaced."""
+        return {self.replaced_write_id}
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.generation % 2 == 1
+
+    @property
+    def is_fence(self) -> bool:
+        return self.replaced_digest is None
+
+
+def decode_version(body: bytes, where: str) -> Manifest | Tombstone:
+    """Return what stands at a manifest's key. Errors as for `Record.decode`."""
+    return _decode(body, Manifest | Tombstone, where)
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One move of a pointer. A version of None means that it named nothing."""
+
+    from_version: int | None = msgspec.field(name="from")
+    to_version: int | None = msgspec.field(name="to")
+    to_digest: Digest | None = None
+    at: str
+    by: str
+    write_id: str
+    why: str = ""
+
+
+class Pointer(Record, frozen=True, kw_only=True):
+    """`latest` or an alias. `newest` is the highest number ever taken (of `latest` only)."""
+
+    name: Name
+    ref: Alias
+    version: int | None
+    digest: Digest | None
+    newest: int = 0
+    generation: int
+    write_id: str
+    moves: tuple[Move, ...] = ()
+
+    def moved(
+        self,
+        version: int | None,
+        digest: Digest | None,
+        *,
+        newest: int,
+        by: str,
+        why: str,
+        write_id: str,
+    ) -> Pointer:
+        """Return the pointer after a move to `version`."""
+        move = Move(
+            from_version=self.version,
+            to_version=version,
+            to_digest=digest,
+            at=now(),
+            by=by,
+            write_id=write_id,
+            why=why,
+        )
+        return msgspec.structs.replace(
+            self,
+            version=version,
+            digest=digest,
+            newest=newest,
+            write_id=write_id,
+            generation=self.generation + 1,
+            moves=(*self.moves, move)[-KEPT_MOVES:],
+        )
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that a running save or sync is about to create."""
+
+    name: Name
+    version: int
+
+
+class Intent(Record, frozen=True, kw_only=True):
+    """What a running save or sync will reference; it protects those blobs from gc."""
+
+    write_id: str
+    created_at: str
+    by: str
+    targets: tuple[Target, ...]
+    digests: tuple[Digest, ...]
+
+
+class GcState(Record, frozen=True, kw_only=True):
+    """Where a collection stands. Writers leave condemned digests alone."""
+
+    state: Literal["idle", "condemned", "deleting"] = "idle"
+    generation: int = 0
+    condemned: tuple[Digest, ...] = ()
+
+
+class Marker(Record, frozen=True, kw_only=True):
+    """The format of the zoo, and what its store was seen to support."""
+
+    zoo_id: str
+    created_at: str
+    store: dict[str, Any]
+
+
+class FactBody(Record, frozen=True, kw_only=True):
+    """The body of a journal entry; the row describes the version of a save or restoration."""
+
+    row: dict[str, Any] = {}
+    at: str = ""
+    by: str = ""
+
+
+class AliasRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an alias points, by the latest known generation of its pointer."""
+
+    version: int | None
+    generation: int
+
+
+class Snapshot(Record, frozen=True, kw_only=True):
+    """`registry.json`: the index as of the last fold.
+
+    `tombstones` keeps the generation of each version that was ever deleted: odd while
+    it is, even once it was restored.
+    """
+
+    folded_at: str
+    models: dict[str, dict[str, Any]] = {}
+    aliases: dict[str, dict[str, AliasRow]] = {}
+    tombstones: dict[str, int] = {}
