@@ -1,0 +1,378 @@
+"""A zoo in a folder of a local disk: atomic by link, rename and lock, durable by fsync.
+
+Files that are not finished are called `.tmp-…`; no reader sees them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import secrets
+import stat as file_type
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from brainstore.address import BLOBS_PREFIX
+from brainstore.errors import (
+    AlreadyExists,
+    BrainstoreError,
+    Conflict,
+    Corrupt,
+    NotFound,
+    ReadOnly,
+    StoreUnavailable,
+    Unsupported,
+)
+from brainstore.storage import disk
+from brainstore.storage.base import (
+    ABSENT,
+    ANYTHING,
+    Body,
+    Expect,
+    Object,
+    Stat,
+    Store,
+    Token,
+    size_bytes,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # who needs it asks first
+
+_ATTEMPTS = 16
+_LOCK_TIMEOUT_S = 60.0
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+class LocalStore(Store):
+    """A folder, made by the first write.
+
+    A token is the BLAKE3 digest of the bytes. Creating is `link`, which fails when
+    the name is taken; whatever replaces or removes a file holds the lock of its
+    folder meanwhile, so a swap sees a state and replaces that very state.
+    """
+
+    parallelism = 4
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(os.path.abspath(Path(root).expanduser()))
+        self.url = str(self.root)
+        self.requests = Counter()
+        # Folders known to survive a power cut.
+        self._durable: set[Path] = set()
+
+    def get(self, key: str) -> Object | None:
+        with self._explained("read", key):
+            try:
+                body = self._file(key).read_bytes()
+            except disk.ABSENT_ERRORS:
+                return None
+        return Object(body, disk.token_of(body))
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        with self._explained("read", key):
+            try:
+                body = disk.read_range(self._file(key), start, stop)
+            except disk.ABSENT_ERRORS:
+                raise NotFound(f"{self.url} has no object {key}") from None
+        if body is None:
+            raise Corrupt(
+                f"{key} in {self.url} is too short: it ends before the bytes {start:,} to "
+                f"{stop:,}. Run: brainstore fsck"
+            )
+        return body
+
+    def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
+        file = self._file(key)
+        with self._explained("write", key):
+            if expect is ABSENT:
+                return self._create(key, file, body)
+            if expect is ANYTHING:
+                return self._overwrite(key, file, body)
+            return self._swap(key, file, body, str(expect))
+
+    def stat(self, key: str) -> Stat | None:
+        with self._explained("read", key):
+            try:
+                found = os.stat(self._file(key))
+            except disk.ABSENT_ERRORS:
+                return None
+        if not file_type.S_ISREG(found.st_mode):
+            return None
+        return Stat(key, found.st_size, found.st_mtime)
+
+    def settle(self, key: str) -> Stat | None:
+        file = self._file(key)
+        with self._explained("read", key):
+            try:
+                descriptor = os.open(file, os.O_RDONLY)
+            except disk.ABSENT_ERRORS:
+                return None
+            try:
+                self._make_durable(key, file, descriptor)
+            finally:
+                os.close(descriptor)
+        return self.stat(key)
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        folder = self._file(prefix.removesuffix("/")) if prefix else self.root
+        with self._explained("list", prefix):
+            yield from disk.walk(folder, prefix)
+
+    def delete(self, key: str) -> None:
+        file = self._file(key)
+        with (
+            self._explained("delete", key),
+            suppress(*disk.ABSENT_ERRORS),
+            self._locked(file.parent),
+        ):
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+            # Also when it was gone: who removed it may not have come to this line.
+            disk.fsync_folder(file.parent)
+
+    def path(self, key: str) -> Path | None:
+        return self._file(key) if key else self.root
+
+    def _file(self, key: str) -> Path:
+        segments = key.split("/")
+        ill_formed = any(s in ("", ".", "..") for s in segments) or "\0" in key
+        if ill_formed or any(s.startswith(disk.LEFTOVER_PREFIX) for s in segments):
+            raise NotFound(
+                f"{key!r} is no key of {self.url}: expected names joined by '/', "
+                f"without '.', '..' and '{disk.LEFTOVER_PREFIX}…'"
+            )
+        return self.root.joinpath(*segments)
+
+    def _create(self, key: str, file: Path, body: bytes | Body) -> Token:
+        for _ in range(_ATTEMPTS):
+            with self._folder_may_vanish():
+                token = self._find_equal(key, file, body) or self._link(key, file, body)
+                if token is not None:
+                    return token
+        raise self._restless(file)
+
+    def _find_equal(self, key: str, file: Path, body: bytes | Body) -> Token | None:
+        """Return the token when `body` is there, durably; None when nothing is there."""
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            if not disk.holds(descriptor, body):
+                raise AlreadyExists(
+                    f"{key} exists in {self.url}, with other bytes than the "
+                    f"{size_bytes(body):,} to create; nothing was written"
+                )
+            self._make_durable(key, file, descriptor)
+        finally:
+            os.close(descriptor)
+        return disk.token_of(body)
+
+    def _make_durable(self, key: str, file: Path, descriptor: int) -> None:
+        # The writer may have died between making it visible and making it durable.
+        disk.fsync_file(descriptor)
+        self._make_folder(file.parent)
+        self._make_name_durable(key, file.parent)
+
+    def _link(self, key: str, file: Path, body: bytes | Body) -> Token | None:
+        """Return the token, or None when somebody else created the file first."""
+        self._make_folder(file.parent)
+        with self._temporary(key, file, body) as (temporary, token):
+            try:
+                os.link(temporary, file)
+            except FileExistsError:
+                return None
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise Unsupported(
+                    f"{self.url} lies on a filesystem without hard links ({error.strerror}), "
+                    "which creating without overwriting needs. Use another disk."
+                ) from error
+        self._make_name_durable(key, file.parent)
+        return token
+
+    def _overwrite(self, key: str, file: Path, body: bytes | Body) -> Token:
+        for _ in range(_ATTEMPTS):
+            with self._folder_may_vanish():
+                self._make_folder(file.parent)
+                with self._locked(file.parent):
+                    return self._replace(key, file, body)
+        raise self._restless(file)
+
+    def _swap(self, key: str, file: Path, body: bytes | Body, expect: str) -> Token:
+        if fcntl is None:
+            raise Unsupported(
+                f"{self.url}: this platform has no flock, so {key} cannot be replaced safely "
+                "among several writers. Use Linux, macOS or an S3 server."
+            )
+        try:
+            with self._locked(file.parent):
+                found = disk.token_of(file.read_bytes())
+                if found != expect:
+                    raise Conflict(
+                        f"{key} in {self.url} was changed by another writer: expected state "
+                        f"{expect[:12]}, found {found[:12]}. Load it again and retry."
+                    )
+                return self._replace(key, file, body)
+        except disk.ABSENT_ERRORS:
+            raise Conflict(
+                f"{key} in {self.url} is gone: expected state {expect[:12]}. Load again and retry."
+            ) from None
+
+    def _replace(self, key: str, file: Path, body: bytes | Body) -> Token:
+        with self._temporary(key, file, body) as (temporary, token):
+            os.replace(temporary, file)
+        self._make_name_durable(key, file.parent)
+        return token
+
+    @contextmanager
+    def _temporary(self, key: str, file: Path, body: bytes | Body) -> Iterator[tuple[Path, Token]]:
+        """Give a file beside `file` that has `body`, durably; its name is gone afterwards."""
+        temporary = file.with_name(
+            f"{disk.LEFTOVER_PREFIX}{os.getpid()}-{secrets.token_hex(8)}",
+        )
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            mode = 0o444 if key.startswith(BLOBS_PREFIX) else 0o666
+            descriptor = os.open(temporary, flags, mode)
+            try:
+                token = disk.write_all(descriptor, body)
+                self._check_length(key, descriptor, body)
+                disk.fsync_file(descriptor)
+            finally:
+                os.close(descriptor)
+            yield temporary, token
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _check_length(self, key: str, descriptor: int, body: bytes | Body) -> None:
+        found = os.fstat(descriptor).st_size
+        if found != size_bytes(body):
+            raise Corrupt(
+                f"{key}: expected {size_bytes(body):,} bytes, found {found:,} in the file "
+                f"written to {self.url}; nothing was stored. Save again."
+            )
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make sure that `folder` exists and survives a power cut."""
+        if folder in self._durable:
+            return
+        if folder == self.root:
+            disk.make_root(folder)
+        else:
+            self._make_folder(folder.parent)
+            with suppress(FileExistsError):
+                os.mkdir(folder)
+            self._refuse_to_leave(folder)
+            # Also when it was there: who made it may not have come to this line.
+            disk.fsync_folder(folder.parent)
+        self._durable.add(folder)
+
+    def _refuse_to_leave(self, folder: Path) -> None:
+        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root)):
+            raise ReadOnly(
+                f"{folder} is a symbolic link that leads out of {self.url}; nothing is "
+                "written through it. Make it an ordinary folder."
+            )
+
+    def _make_name_durable(self, key: str, folder: Path) -> None:
+        try:
+            disk.fsync_folder(folder)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{key} is visible in {self.url} but may not survive a power cut: {folder} "
+                f"could not be synced ({error.strerror}). Check the disk, then save again.",
+                outcome_unknown=True,
+            ) from error
+
+    @contextmanager
+    def _folder_may_vanish(self) -> Iterator[None]:
+        """Forget which folders exist when somebody removes one that was empty."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._durable.clear()
+
+    def _restless(self, file: Path) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{file}, or its folder, came and went {_ATTEMPTS} times while it was to be "
+            "written. Who else is removing things there? Try again."
+        )
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of `folder` against all threads and processes.
+
+        The kernel takes the lock from a process that dies. Without flock, no lock is
+        held: then there are no swaps that a lock would guard.
+        """
+        if fcntl is None:
+            yield
+            return
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while True:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                _wait_for_lock(descriptor, folder, deadline)
+                # The folder may have been removed and made anew while we waited.
+                if disk.is_still_at(descriptor, folder):
+                    yield
+                    return
+            finally:
+                # Not left to close: a child forked meanwhile has the descriptor too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
+
+    @contextmanager
+    def _explained(self, action: str, key: str) -> Iterator[None]:
+        """Turn failures of the operating system into errors that say what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise self._explanation(error, action, key) from error
+
+    def _explanation(self, error: OSError, action: str, key: str) -> BrainstoreError:
+        where = f"Cannot {action} {key or 'the keys'} in {self.url}"
+        if error.errno in _FULL:
+            return StoreUnavailable(
+                f"{where}: disk full ({error.strerror}); nothing was stored. "
+                "Free some space, then try again"
+            )
+        if error.errno in _FORBIDDEN and action in ("write", "delete"):
+            return ReadOnly(
+                f"{where}: {error.strerror}. Check who may write there, and whether the disk "
+                "is mounted read-only."
+            )
+        if error.errno in _FORBIDDEN:
+            return StoreUnavailable(f"{where}: {error.strerror}. Check who may read there.")
+        return StoreUnavailable(f"{where}: {error.strerror or error}. Check the disk, try again.")
+
+
+def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(
+                    f"Another process has held the lock of {folder} for over "
+                    f"{_LOCK_TIMEOUT_S:.0f} s. Is it stopped? End it, then try again."
+                ) from None
+            time.sleep(random.uniform(0.0002, 0.002))
+        except OSError as error:
+            raise Unsupported(
+                f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
+                "writers cannot share it. Use a local disk or an S3 server."
+            ) from error

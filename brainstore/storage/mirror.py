@@ -1,0 +1,120 @@
+"""A remote store whose records are kept on this machine, to be read when offline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from brainstore import settings
+from brainstore.address import BLOBS_PREFIX
+from brainstore.errors import StoreUnavailable
+from brainstore.storage.base import ANYTHING, Body, Expect, Object, Stat, Store, Token
+
+_LISTING = ".listing.json"
+_NO_TOKEN = Token("offline")
+
+
+class MirroredStore(Store):
+    """`inner`, and a copy of every small object that was read through it.
+
+    While BRAINSTORE_OFFLINE is set, nothing reaches `inner`: reads are answered from
+    `folder`, and what it lacks, like every write, is StoreUnavailable. Blobs are not
+    mirrored; the cache holds them by digest.
+    """
+
+    def __init__(self, inner: Store, folder: Path) -> None:
+        self._inner = inner
+        self._folder = folder
+        self.url = inner.url
+        self.parallelism = inner.parallelism
+        self.is_remote = inner.is_remote
+        self.requests = inner.requests
+
+    def get(self, key: str) -> Object | None:
+        if settings.is_offline():
+            return Object(self._remembered(key), _NO_TOKEN)
+        found = self._inner.get(key)
+        if not key.startswith(BLOBS_PREFIX):
+            self._remember(key, found.body if found else None)
+        return found
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        self._require_online(key)
+        return self._inner.get_range(key, start, stop)
+
+    def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
+        self._require_online(key)
+        token = self._inner.put(key, body, expect=expect)
+        if isinstance(body, bytes) and not key.startswith(BLOBS_PREFIX):
+            self._remember(key, body)
+        return token
+
+    def stat(self, key: str) -> Stat | None:
+        self._require_online(key)
+        return self._inner.stat(key)
+
+    def settle(self, key: str) -> Stat | None:
+        self._require_online(key)
+        return self._inner.settle(key)
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        if settings.is_offline():
+            body = self._remembered(prefix + _LISTING)
+            yield from msgspec.json.decode(body, type=list[Stat])
+            return
+        found = list(self._inner.list(prefix))
+        if not prefix.startswith(BLOBS_PREFIX):
+            self._remember(prefix + _LISTING, msgspec.json.encode(found))
+            self._forget_all_but(prefix, {entry.key for entry in found})
+        yield from found
+
+    def delete(self, key: str) -> None:
+        self._require_online(key)
+        self._inner.delete(key)
+        self._remember(key, None)
+
+    def path(self, key: str) -> Path | None:
+        return self._inner.path(key)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _require_online(self, key: str) -> None:
+        if settings.is_offline():
+            raise StoreUnavailable(
+                f"{self.url}/{key}: BRAINSTORE_OFFLINE is set, and this needs the store itself. "
+                "Unset it to go on"
+            )
+
+    def _remembered(self, key: str) -> bytes:
+        try:
+            return (self._folder / key).read_bytes()
+        except OSError:
+            raise StoreUnavailable(
+                f"{self.url}/{key}: BRAINSTORE_OFFLINE is set, and the cache lacks this record. "
+                "Read it once while online, or unset the variable"
+            ) from None
+
+    def _forget_all_but(self, prefix: str, keys: set[str]) -> None:
+        with contextlib.suppress(OSError):
+            for path in (self._folder / prefix).rglob("*"):
+                key = path.relative_to(self._folder).as_posix()
+                if path.is_file() and not path.name.startswith(".") and key not in keys:
+                    path.unlink()
+
+    def _remember(self, key: str, body: bytes | None) -> None:
+        # A machine without room for a copy still works online.
+        path = self._folder / key
+        with contextlib.suppress(OSError):
+            if body is None:
+                path.unlink(missing_ok=True)
+            elif not path.exists() or path.read_bytes() != body:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                hidden = path.with_name(f".tmp-{secrets.token_hex(8)}")
+                hidden.write_bytes(body)
+                os.replace(hidden, path)

@@ -1,0 +1,81 @@
+"""Servers and stores that tests share; each is started when a test first asks for it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from brainstore.demo.seaweed import S3Server, seaweed
+
+BUCKET = "zoo"
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """An empty place in a bucket, and how to get in."""
+
+    url: str
+    storage_options: dict[str, Any]
+
+    @property
+    def with_one_attempt(self) -> dict[str, Any]:
+        """The options, so that nothing is tried twice and failures come fast."""
+        once = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        return {**self.storage_options, **once}
+
+
+@pytest.fixture(scope="session")
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        server.create_bucket(BUCKET)
+        yield server
+
+
+@pytest.fixture
+def s3_place(seaweed_server: S3Server) -> S3Place:
+    """A fresh prefix of a bucket on SeaweedFS."""
+    return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", seaweed_server.storage_options)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[dict[str, Any]]:
+    """The storage options of a moto server, whose S3 has the bucket `zoo`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint_url = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=endpoint_url,
+        aws_access_key_id="anybody",
+        aws_secret_access_key="anything",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    yield {"key": "anybody", "secret": "anything", "endpoint_url": endpoint_url}
+    server.stop()
+
+
+@pytest.fixture
+def moto_place(moto_server: dict[str, Any]) -> S3Place:
+    """A fresh prefix of a bucket on moto."""
+    return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", moto_server)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long tests, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="long; runs with --soak"))
