@@ -1,0 +1,92 @@
+"""Intents: what a running save will reference, stored before it does.
+
+They serve two readers. A collector spares what they name. And whoever folds the
+journal finds by them the versions whose saver died between the commit and its fact.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from brainstore.address import INTENTS_PREFIX, Digest, intent_key
+from brainstore.errors import Corrupt
+from brainstore.journal import save_fact
+from brainstore.records import Intent, Target, now
+from brainstore.registry import Registry
+
+_log = logging.getLogger(__name__)
+
+NUMBERS_PER_INTENT = 8
+"""A writer that lost as many numbers in a row goes on under a new intent."""
+
+ABANDONED_S = 3600.0
+"""An intent older than this belongs to a save that died, or that no longer matters here."""
+
+
+def put_intent(
+    registry: Registry, write_id: str, targets: Iterable[Target], digests: Iterable[Digest]
+) -> None:
+    """Store an intent. A collection that begins from now on leaves its digests alone."""
+    intent = Intent(
+        write_id=write_id,
+        created_at=now(),
+        by=registry.by,
+        targets=tuple(targets),
+        digests=tuple(sorted(digests)),
+    )
+    registry.store.put(intent_key(write_id), intent.encode())
+
+
+def remove_intent(registry: Registry, write_id: str) -> None:
+    registry.store.delete(intent_key(write_id))
+
+
+def finish_abandoned(
+    registry: Registry,
+    older_than_s: float = ABANDONED_S,
+    judged: set[str] | None = None,
+) -> list[str]:
+    """Publish versions whose saver died after the commit; return their names.
+
+    Looks for the write id of each old intent among the manifests from its target up. An
+    intent whose save never committed stays, for the collector to judge; `judged` learns
+    of it, and those that it knows are passed over.
+    """
+    judged = set() if judged is None else judged
+    finished: list[str] = []
+    for entry in registry.store.list(INTENTS_PREFIX):
+        if time.time() - entry.modified_at < older_than_s or entry.key in judged:
+            continue
+        judged.add(entry.key)
+        try:
+            _finish(registry, entry.key, finished)
+        except Corrupt as error:
+            # One damaged record must not keep the others from being finished.
+            _log.warning("%s", error)
+    return finished
+
+
+def _finish(registry: Registry, key: str, finished: list[str]) -> None:
+    stored = registry.store.get(key)
+    if stored is None:
+        return
+    intent = Intent.decode(stored.body, key)
+    if any(_publish(registry, intent, target, finished) for target in intent.targets):
+        remove_intent(registry, intent.write_id)
+
+
+def _publish(registry: Registry, intent: Intent, target: Target, finished: list[str]) -> bool:
+    for number in range(target.version, target.version + NUMBERS_PER_INTENT):
+        stored = registry.versions.stored(target.name, number)
+        if stored is None:
+            return False
+        found = registry.versions.opened(target.name, number, stored)
+        if found is not None and found[1].write_id == intent.write_id:
+            version, manifest = found
+            registry.journal.record(*save_fact(manifest, version.digest))
+            registry.pointers.advance_latest(version, intent.write_id)
+            finished.append(str(version))
+            return True
+    return False
