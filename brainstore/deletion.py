@@ -1,0 +1,220 @@
+"""Deleting a version and bringing it back.
+
+A deletion swaps the manifest for a tombstone that keeps it, so that the number is
+never used again and a restoration is exact. The deleter reads the pointers after its
+tombstone is stored, the mover of an alias reads the version after its swap: whoever is
+second sees the other, and steps back.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+
+from brainstore import marker
+from brainstore.address import LATEST, Alias, Fact, Reference, manifest_key, new_ulid
+from brainstore.blobs import Blobs
+from brainstore.errors import Conflict, NotFound
+from brainstore.index import Row
+from brainstore.records import FactBody, Manifest, Target, Tombstone, now
+from brainstore.registry import Registry, require_digest
+from brainstore.storage.base import Token
+from brainstore.versions import Stored, Version
+from brainstore.zoo import Zoo
+
+
+def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False) -> Version:
+    """Make the version disappear, until `undelete`; return what was deleted.
+
+    Atomic: it is there or not. `latest` moves back to the highest live version if it
+    named this one. With `force`, aliases that name the version are removed. If it is
+    deleted already, what a deleter that died may have left undone is done before the
+    error.
+
+    Raises:
+        Conflict: an alias or a frozen expert needs the version, or somebody changed it
+            meanwhile; nothing was deleted.
+        NotFound: there is no such version.
+    """
+    marker.require(zoo.store)
+    registry = zoo.registry
+    try:
+        version, _ = registry.find(reference)
+    except NotFound:
+        _finish_deletion(registry, reference, force)
+        raise
+    _refuse_if_needed(registry, version, force)
+    stored = registry.versions.stored(version.name, version.version)
+    body = stored.live_body if stored else None
+    if stored is None or body is None:
+        raise Conflict(f"{version} was deleted by somebody else meanwhile")
+    _bury(registry, version, stored, body, why)
+    for alias in _aliases_naming(registry, version):
+        if not force:
+            _restore_again(registry, version)
+            raise Conflict(f"{alias} moved to {version} while it was deleted; it is back")
+        _unset(registry, version, alias)
+    registry.pointers.retreat_latest(version)
+    return version
+
+
+def undelete(zoo: Zoo, reference: Reference) -> Version:
+    """Bring a deleted version back, byte for byte; return it.
+
+    If it is back already, what a restorer that died may have left undone is done before
+    the error.
+
+    Raises:
+        NotFound: the version was never there, or its blobs have been collected since.
+        Conflict: somebody changed it meanwhile.
+    """
+    marker.require(zoo.store)
+    registry, number = zoo.registry, reference.version
+    stored = registry.versions.stored(reference.name, number) if number else None
+    if number is None or stored is None:
+        raise NotFound(
+            f"'{reference}': say which version to bring back, such as {reference.name}:3"
+        )
+    if isinstance(stored.record, Manifest) or not stored.record.is_deleted:
+        _finish_restoration(registry, stored)
+        raise Conflict(f"{reference.name}:{number} is not deleted")
+    if stored.record.is_fence:
+        raise NotFound(f"{reference.name}:{number} never existed; a collection closed the number")
+    assert stored.record.replaced_digest is not None
+    require_digest(Version(reference.name, number, stored.record.replaced_digest), reference.digest)
+    manifest = registry.versions.decoded(bytes(stored.record.record), reference.name, number)
+    target = Target(name=reference.name, version=number)
+    with zoo.committer.protecting([target], set(manifest.blobs)):
+        _require_blobs(zoo.blobs, manifest, zoo.url)
+        version = _restore(registry, stored)
+    registry.pointers.advance_latest(version, new_ulid())
+    return version
+
+
+def _finish_deletion(registry: Registry, reference: Reference, force: bool) -> None:
+    number = reference.version or registry.resolve(reference).version
+    stored = registry.versions.stored(reference.name, number)
+    tombstone = stored.record if stored else None
+    if not isinstance(tombstone, Tombstone) or not tombstone.is_deleted:
+        return
+    if tombstone.replaced_digest is None:
+        return
+    version = Version(reference.name, number, tombstone.replaced_digest)
+    _record(registry, "delete", tombstone, {})
+    for alias in _aliases_naming(registry, version) if force else ():
+        _unset(registry, version, alias)
+    registry.pointers.retreat_latest(version)
+
+
+def _finish_restoration(registry: Registry, stored: Stored) -> None:
+    record = stored.record
+    found = registry.versions.opened(record.name, record.version, stored)
+    if isinstance(record, Tombstone) and found is not None:
+        version, manifest = found
+        _record(registry, "restore", record, manifest.row(version.digest))
+        registry.pointers.advance_latest(version, new_ulid())
+
+
+def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None:
+    if force:
+        return
+    if aliases := _aliases_naming(registry, version):
+        raise Conflict(
+            f"{version} is named by {', '.join(aliases)}. Move or remove the alias first, or "
+            "force the deletion"
+        )
+    rows = registry.journal.index().rows
+    users = [
+        f"{name}:{n}" for (name, n), row in rows.items() if str(version) in row.get("experts", ())
+    ]
+    if users:
+        raise Conflict(f"{version} is a frozen expert of {', '.join(users)}. Force it if you must")
+
+
+def _aliases_naming(registry: Registry, version: Version) -> list[Alias]:
+    pointers = registry.pointers.all_of(version.name)
+    return [p.ref for p in pointers if p.version == version.version and p.ref != LATEST]
+
+
+def _bury(registry: Registry, version: Version, stored: Stored, body: bytes, why: str) -> None:
+    """Put a tombstone in the version's place."""
+    before = stored.record
+    tombstone = Tombstone(
+        name=version.name,
+        version=version.version,
+        write_id=new_ulid(),
+        generation=before.generation + 1 if isinstance(before, Tombstone) else 1,
+        at=now(),
+        by=registry.by,
+        why=why,
+        replaced_write_id=next(iter(before.write_ids)),
+        replaced_digest=version.digest,
+        record=msgspec.Raw(body),
+    )
+    _swap(registry, stored, tombstone)
+    _record(registry, "delete", tombstone, {})
+
+
+def _restore(registry: Registry, stored: Stored) -> Version:
+    """Mark the tombstone as lifted; return the version that is back."""
+    before = stored.record
+    assert isinstance(before, Tombstone)
+    after = msgspec.structs.replace(
+        before,
+        write_id=new_ulid(),
+        generation=before.generation + 1,
+        at=now(),
+        by=registry.by,
+        why="",
+    )
+    token = _swap(registry, stored, after)
+    found = registry.versions.opened(
+        before.name, before.version, Stored(after, after.encode(), token)
+    )
+    assert found is not None
+    version, manifest = found
+    _record(registry, "restore", after, manifest.row(version.digest))
+    return version
+
+
+def _restore_again(registry: Registry, version: Version) -> None:
+    stored = registry.versions.stored(version.name, version.version)
+    if stored is not None and stored.live_body is None:
+        _restore(registry, stored)
+        # Another deleter may have moved `latest` below it meanwhile.
+        registry.pointers.advance_latest(version, new_ulid())
+
+
+def _unset(registry: Registry, version: Version, alias: Alias) -> None:
+    """Remove an alias of a deleted version, unless it names another one by now."""
+    why = f"{version} was deleted"
+    with suppress(Conflict):
+        registry.pointers.move_alias(version.name, alias, None, expected=version.version, why=why)
+
+
+def _swap(registry: Registry, stored: Stored, after: Tombstone) -> Token:
+    key = manifest_key(after.name, after.version)
+    try:
+        return registry.store.put(key, after.encode(), expect=stored.token)
+    except Conflict:
+        found = registry.versions.stored(after.name, after.version)
+        if found is not None and found.record.write_id == after.write_id:
+            return found.token  # our swap was accepted, and its reply was lost
+        raise Conflict(
+            f"{after.name}:{after.version} was changed by somebody else meanwhile; nothing was "
+            "done. Look again"
+        ) from None
+
+
+def _record(registry: Registry, kind: str, tombstone: Tombstone, row: Row) -> None:
+    fact = Fact(new_ulid(), kind, tombstone.name, tombstone.version, tombstone.generation)
+    registry.journal.record(fact, FactBody(row=row, at=tombstone.at, by=tombstone.by))
+
+
+def _require_blobs(blobs: Blobs, manifest: Manifest, url: str) -> None:
+    if missing := blobs.missing(list(manifest.blobs)):
+        raise NotFound(
+            f"{manifest.name}:{manifest.version} cannot come back: {len(missing)} of its "
+            f"{len(manifest.blobs)} blobs are gone from {url}, the first is {missing[0].short}…"
+        )

@@ -1,0 +1,100 @@
+"""The index as rows: what `table`, `best` and `brainstore ls` show."""
+
+from __future__ import annotations
+
+import html as markup
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from brainstore.address import LATEST, Name
+from brainstore.errors import BadParams
+from brainstore.index import Index, Row
+from brainstore.meta import unmarked
+
+__all__ = ["Row", "best_row", "field", "html", "matching", "rows_of"]
+
+_HTML_COLUMNS = ("name", "version", "aliases", "brain_type", "training_steps", "metrics", "notes")
+
+
+def rows_of(index: Index, name: Name | None = None) -> list[Row]:
+    """Return a row for each live version: its metadata, digest, sizes and aliases."""
+    newest = dict(index.versions())
+    rows = []
+    for key in index.versions(name):
+        owner, number = key
+        aliases = [alias for alias, at in index.aliases_of(owner).items() if at == number]
+        if newest[owner] == number:
+            aliases.insert(0, LATEST)
+        row = unmarked(index.rows[key])
+        rows.append({"name": str(owner), "version": number, "aliases": aliases, **row})
+    return rows
+
+
+def field(row: Row, path: str) -> Any:
+    """Return a value of a row by its dotted path, such as metrics.return; None if absent."""
+    value: Any = row
+    while path:
+        if not isinstance(value, Mapping):
+            return None
+        if path in value:
+            return value[path]
+        head, _, path = path.partition(".")
+        value = value.get(head)
+    return value
+
+
+def matching(
+    rows: Iterable[Row], where: Mapping[str, Any] | Callable[[Row], bool] | None
+) -> list[Row]:
+    """Return the rows that have these values, or for which the function is true."""
+    if where is None:
+        return list(rows)
+    if callable(where):
+        return [row for row in rows if where(row)]
+    return [row for row in rows if all(_has(row, path, value) for path, value in where.items())]
+
+
+def _has(row: Row, path: str, value: Any) -> bool:
+    found = field(row, path)
+    return value in found if isinstance(found, list) else found == value
+
+
+def best_row(rows: Iterable[Row], metric: str, mode: str) -> Row | None:
+    """Return the row with the best value of a metric; NaN is never best."""
+    if mode not in ("max", "min"):
+        raise BadParams(f"mode: expected 'max' or 'min', found {mode!r}")
+    sign = 1 if mode == "max" else -1
+    rated = [(sign * value, row) for row in rows if (value := metric_of(row, metric)) is not None]
+    return max(rated, key=lambda pair: pair[0])[1] if rated else None
+
+
+def metric_of(row: Row, metric: str) -> float | None:
+    """Return the metric of a row, or None if it is absent or NaN."""
+    value = row.get("metrics", {}).get(metric)
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def html(title: str, rows: Sequence[Row]) -> str:
+    """Return the rows as an HTML table, for notebooks."""
+    head = "".join(f"<th>{column}</th>" for column in _HTML_COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in _HTML_COLUMNS) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<b>{markup.escape(title)}</b><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
+    elif isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return markup.escape(_short(value))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""Real processes at once on one zoo: no number twice, no move lost, no half version seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import S3Place
+from contender import compete
+from zoos import params, read_raw, same
+
+from brainstore import BrainManager
+from brainstore.cache import Cache
+from brainstore.storage import open_store
+
+Where = tuple[str, dict[str, Any]]
+PLACES = ["disk", pytest.param("s3", marks=pytest.mark.s3)]
+
+
+@pytest.fixture(params=PLACES)
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
+    monkeypatch.setenv("BRAINSTORE_CACHE", str(tmp_path / "cache"))
+    if request.param == "disk":
+        return str(tmp_path / "zoo"), {}
+    place: S3Place = request.getfixturevalue("s3_place")
+    return place.url, place.storage_options
+
+
+def manager(where: Where, tmp_path: Path) -> BrainManager:
+    return BrainManager(where[0], storage_options=where[1], cache=Cache(tmp_path / "fresh"))
+
+
+def test_eight_writers_of_one_name_get_every_number_once_while_a_reader_watches(
+    where: Where, tmp_path: Path
+) -> None:
+    writers, saves = 8, 25
+    total = writers * saves
+    with manager(where, tmp_path) as zoo:
+        zoo.init()
+    tasks = [
+        ("save", {"name": "ppo", "first": 1000 * writer, "count": saves})
+        for writer in range(writers)
+    ]
+    *saved, seen = compete(where, [*tasks, ("watch", {"name": "ppo", "until": total})])
+
+    assert seen["problems"] == []
+    assert (seen["loads"] > 0, seen["last"]) == (True, total)
+    names = [name for own in saved for name in own]
+    assert sorted(names) == sorted(f"ppo_v{number}" for number in range(1, total + 1))
+    seeds = {
+        name: 1000 * writer + number
+        for writer, own in enumerate(saved)
+        for number, name in enumerate(own)
+    }
+    with manager(where, tmp_path) as zoo:
+        assert zoo.list_models() == [f"ppo_v{number}" for number in range(1, total + 1)]
+        assert zoo.get_latest("ppo") == f"ppo_v{total}"
+        assert [row["config"]["seed"] for row in zoo.table("ppo")] == [
+            seeds[f"ppo_v{number}"] for number in range(1, total + 1)
+        ]
+        for name, seed in seeds.items():
+            assert same(zoo.load(name, as_numpy=True)[0], params(seed))
+        zoo.zoo.registry.journal.fold()
+        assert len(zoo.list_models()) == total
+    store = open_store(*where)
+    assert read_raw(store).problems == []
+    store.close()
+
+
+def test_ten_increments_by_each_of_five_processes_make_fifty(where: Where) -> None:
+    key = "models/ppo/refs/latest.json"
+    compete(where, [("increment", {"key": key, "count": 10})] * 5)
+    store = open_store(*where)
+    assert store.get(key).body.split()[0] == b"50"
+    store.close()
+
+
+def test_an_alias_moved_with_expected_loses_no_move(where: Where, tmp_path: Path) -> None:
+    last = 20
+    with manager(where, tmp_path) as zoo:
+        for seed in range(last):
+            zoo.save("ppo", params(seed))
+    movers = compete(where, [("chain", {"name": "ppo", "alias": "prod", "to": last})] * 4)
+    moves = sorted(move for own in movers for move in own)
+    assert moves == list(range(1, last + 1))
+    store = open_store(*where)
+    pointer = read_raw(store).pointers["ppo", "prod"]
+    store.close()
+    assert (pointer["version"], pointer["generation"]) == (last, last)
+    assert [move["to"] for move in pointer["moves"]] == list(range(1, last + 1))
+    assert [move["from"] for move in pointer["moves"]] == [None, *range(1, last)]
+    with manager(where, tmp_path) as zoo:
+        assert zoo.zoo.index().aliases_of("ppo") == {"prod": last}
+
+
+def test_processes_that_create_the_same_zoo_at_once_share_it(where: Where, tmp_path: Path) -> None:
+    names = ["one", "two", "same", "same"]
+    made = compete(where, [("create", {"name": name}) for name in names])
+    assert sorted(made) == ["one_v1", "same_v1", "same_v2", "two_v1"]
+    with manager(where, tmp_path) as zoo:
+        assert zoo.list_models() == sorted(made)
+        for name in made:
+            zoo.load(name, as_numpy=True)
+    store = open_store(*where)
+    assert read_raw(store).problems == []
+    assert list(store.list("probe/")) == []
+    store.close()
