@@ -1,0 +1,220 @@
+"""All records of a zoo, read afresh: what exists, whatever the index says, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from brainstore.address import (
+    LATEST,
+    MODELS_PREFIX,
+    Alias,
+    Digest,
+    Name,
+    manifest_key,
+    parse_manifest_key,
+    parse_pointer_key,
+    pointer_key,
+)
+from brainstore.errors import BadReference, Corrupt, Unsupported
+from brainstore.index import Index, Row
+from brainstore.records import AliasRow, Manifest, Pointer, Tombstone
+from brainstore.versions import Stored
+from brainstore.zoo import Zoo
+
+Key = tuple[Name, int]
+LeafForm = tuple[str, str, tuple[int, ...]]
+"""Entry, dtype and shape of a leaf, as a manifest tells them."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be. `where` is a key of the zoo, or a version.
+
+    marker, gc          the format marker, or the state of the collector
+    manifest, newer     a version's record: damaged, or of a format to come
+    blob-missing, blob-size, blob-damaged, leaf
+                        content: gone, of another size, of other bytes, of another form
+    pointer, latest     an alias, or `latest`, names what it must not
+    index               snapshot or journal differ from the records
+    intent, stray       harmless: a save that died long ago, a key of nobody's
+    """
+
+    kind: str
+    where: str
+    text: str
+    repaired: bool = False
+
+    @property
+    def is_harmless(self) -> bool:
+        return self.kind in ("intent", "stray")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The record of one version. `digest` is None while it is deleted."""
+
+    digest: Digest | None
+    write_ids: set[str | None]
+    generation: int = 0
+    is_fence: bool = False
+    row: Row = field(default_factory=dict)
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    leaves: dict[Digest, set[LeafForm]] = field(default_factory=dict)
+
+
+@dataclass
+class Survey:
+    """What was found: readable records, and the keys of those that are not."""
+
+    versions: dict[Key, Seen] = field(default_factory=dict)
+    pointers: dict[tuple[Name, Alias], Pointer] = field(default_factory=dict)
+    damaged: set[Key] = field(default_factory=set)
+    damaged_pointers: set[tuple[Name, Alias]] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+
+    def index(self) -> Index:
+        """Return the index as the records tell it. Fences are not in it: nothing was there."""
+        return Index(
+            rows={key: seen.row for key, seen in self.versions.items() if seen.digest},
+            aliases={
+                key: AliasRow(version=pointer.version, generation=pointer.generation)
+                for key, pointer in self.pointers.items()
+                if key[1] != LATEST
+            },
+            tombstones={
+                key: seen.generation
+                for key, seen in self.versions.items()
+                if seen.generation and not seen.is_fence
+            },
+        )
+
+    def users(self) -> dict[Digest, list[str]]:
+        """Return the live versions that need each blob."""
+        users: dict[Digest, list[str]] = {}
+        for (name, number), seen in sorted(self.versions.items(), key=lambda item: item[0]):
+            for digest in seen.blobs:
+                users.setdefault(digest, []).append(f"{name}:{number}")
+        return users
+
+
+def survey(
+    zoo: Zoo, name: Name | None = None, *, keys: Iterable[str] | None = None, leaves: bool = False
+) -> Survey:
+    """Return what stands under `models/`, or of one model. Never raises for damage.
+
+    `keys` are those listed already. With `leaves`, the forms of all leaves are kept.
+    """
+    if keys is None:
+        keys = [
+            stat.key
+            for stat in zoo.store.list(f"{MODELS_PREFIX}{name}/" if name else MODELS_PREFIX)
+        ]
+    keys = list(keys)
+    found = Survey()
+    versions = [key for key in map(parse_manifest_key, keys) if key and name in (None, key[0])]
+    pointers = [key for key in map(parse_pointer_key, keys) if key and name in (None, key[0])]
+    records = each(zoo, lambda key: _seen(zoo, key, leaves), versions)
+    for key, record in zip(versions, records, strict=True):
+        if isinstance(record, Finding):
+            found.damaged.add(key)
+            found.findings.append(record)
+        elif record is not None:
+            found.versions[key] = record[0]
+            found.findings += record[1]
+    for place, pointer in zip(
+        pointers, each(zoo, lambda k: _pointer(zoo, k), pointers), strict=True
+    ):
+        if isinstance(pointer, Finding):
+            found.damaged_pointers.add(place)
+            found.findings.append(pointer)
+        elif pointer is not None:
+            found.pointers[place] = pointer
+    return found
+
+
+def _seen(zoo: Zoo, key: Key, leaves: bool) -> tuple[Seen, list[Finding]] | Finding | None:
+    where = manifest_key(*key)
+    try:
+        stored = zoo.registry.versions.stored(*key)
+        return None if stored is None else _read(zoo, key, stored, leaves)
+    except Unsupported as error:
+        return Finding("newer", where, str(error))
+    except (Corrupt, BadReference) as error:
+        return Finding("manifest", where, f"{error}. {_heal_record(key)}")
+
+
+def _heal_record(key: Key) -> str:
+    return (
+        f"If another zoo has {key[0]}:{key[1]}, remove this object by hand and copy it again: "
+        f"brainstore pull OTHER_ZOO {key[0]}:{key[1]}"
+    )
+
+
+def _read(zoo: Zoo, key: Key, stored: Stored, leaves: bool) -> tuple[Seen, list[Finding]]:
+    record = stored.record
+    generation = record.generation if isinstance(record, Tombstone) else 0
+    if isinstance(record, Tombstone):
+        if record.is_fence:
+            return Seen(None, record.write_ids, generation, is_fence=True), []
+        found = Digest.of(bytes(record.record))
+        if found != record.replaced_digest:
+            raise Corrupt(
+                f"{manifest_key(*key)}: the tombstone keeps a manifest that hashes to "
+                f"{found.short}…, expected {record.replaced_digest}"
+            )
+    body = stored.live_body
+    if body is None:
+        return Seen(None, record.write_ids, generation), []
+    manifest = zoo.registry.versions.decoded(body, *key)
+    digest = Digest.of(body)
+    problems = [Finding("manifest", manifest_key(*key), text) for text in _problems(manifest)]
+    forms = _forms(manifest) if leaves else {}
+    row, ids = manifest.row(digest), record.write_ids | {manifest.write_id}
+    return Seen(digest, ids, generation, False, row, manifest.blobs, forms), problems
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Yield what in the manifest disagrees with itself."""
+    listed = manifest.blobs
+    for group, content in manifest.groups.items():
+        for leaf in content.leaves:
+            for blob in leaf.blobs():
+                if blob not in listed:
+                    yield f"leaf {leaf.path!r} of {group} lies in {blob.short}…, not listed in it"
+            if leaf.blob and not leaf.pieces and leaf.entry not in ("tensor", leaf.digest):
+                yield f"leaf {leaf.path!r} of {group} has another digest than its entry"
+    for name, stored in manifest.files.items():
+        if listed.get(stored.blob) != stored.size_bytes:
+            yield f"file {name!r} is not listed among the blobs, or with another size"
+
+
+def _forms(manifest: Manifest) -> dict[Digest, set[LeafForm]]:
+    forms: dict[Digest, set[LeafForm]] = {}
+    for group in manifest.groups.values():
+        for leaf in group.leaves:
+            for piece in leaf.pieces:
+                shape = tuple(stop - start for start, stop in piece.index)
+                forms.setdefault(piece.blob, set()).add((piece.entry, leaf.dtype, shape))
+            if not leaf.pieces:
+                blob = leaf.blob or leaf.digest
+                forms.setdefault(blob, set()).add((leaf.entry, leaf.dtype, leaf.shape))
+    return forms
+
+
+def _pointer(zoo: Zoo, place: tuple[Name, Alias]) -> Pointer | Finding | None:
+    try:
+        found = zoo.registry.pointers.pointer(*place)
+    except (Corrupt, Unsupported) as error:
+        return Finding("pointer", pointer_key(*place), str(error))
+    return found[0] if found else None
+
+
+def each(zoo: Zoo, call: Callable[[T], R], values: Sequence[T]) -> list[R]:
+    """Return `call(value)` for each, as many at once as the zoo's store is good for."""
+    with ThreadPoolExecutor(zoo.store.parallelism) as pool:
+        return list(pool.map(call, values))
