@@ -1,0 +1,5 @@
+"""`python -m brainstore` is `brainstore`."""
+
+from brainstore.cli import main
+
+main()

@@ -1,0 +1,3 @@
+from brainstore.cli import main
+
+main()

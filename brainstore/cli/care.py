@@ -1,0 +1,179 @@
+"""Verbs that care for a zoo and this machine: cache, doctor, fsck; and completion, demo."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from brainstore.cli import render
+from brainstore.cli.app import CORRUPT, Call, verb, verbs
+
+if TYPE_CHECKING:
+    from brainstore.cache import Cached
+    from brainstore.fsck import Finding
+    from brainstore.manager import BrainManager
+
+
+@verbs.group("cache")
+def cache() -> None:
+    """Look after the copies of remote blobs kept here.
+
+    Losing them loses nothing: what is needed is fetched again.
+    """
+
+
+@verb("ls", cache)
+def cache_ls(call: Call) -> None:
+    """List what the cache holds, least recently used first."""
+    from datetime import UTC, datetime
+
+    from brainstore.cache import Cache
+
+    held = Cache()
+    blobs = held.ls()
+    total = sum(blob.size_bytes for blob in blobs)
+    used = [datetime.fromtimestamp(blob.used_at, UTC).isoformat() for blob in blobs]
+    if call.as_json:
+        listed = [
+            {"digest": blob.digest, "size_bytes": blob.size_bytes, "used_at": at}
+            for blob, at in zip(blobs, used, strict=True)
+        ]
+        render.print_json(
+            {
+                "folder": held.folder,
+                "size_bytes": total,
+                "max_bytes": held.max_bytes,
+                "blobs": listed,
+            }
+        )
+        return
+    if blobs:
+        rows = [
+            [blob.digest, render.size(blob.size_bytes), render.age(at)]
+            for blob, at in zip(blobs, used, strict=True)
+        ]
+        render.print_table(["DIGEST", "SIZE", "USED"], rows, right=["SIZE", "USED"])
+    click.echo(
+        f"{held.folder}: {render.counted(len(blobs), 'blob')}, {render.size(total)} of at most "
+        f"{render.size(held.max_bytes)}"
+    )
+
+
+@verb("prune", cache)
+@click.option(
+    "--max", "max_size", metavar="SIZE",
+    help="Keep this much, such as 20GB; 0 keeps nothing. [default: BRAINSTORE_CACHE_MAX]",
+)  # fmt: skip
+def cache_prune(call: Call, max_size: str | None) -> None:
+    """Remove the least recently used blobs beyond a size."""
+    from brainstore.cache import Cache
+    from brainstore.settings import parse_size
+
+    _removed(call, Cache().prune(None if max_size is None else parse_size(max_size)), "removed")
+
+
+@verb("verify", cache)
+def cache_verify(call: Call) -> None:
+    """Hash every blob again, and remove the damaged ones."""
+    from brainstore.cache import Cache
+
+    _removed(call, Cache().verify(), "damaged and removed")
+
+
+def _removed(call: Call, blobs: list[Cached], word: str) -> None:
+    total = sum(blob.size_bytes for blob in blobs)
+    if call.as_json:
+        digests = [blob.digest for blob in blobs]
+        render.print_json({"removed": digests, "size_bytes": total})
+    else:
+        click.echo(f"{word}: {render.counted(len(blobs), 'blob')}, {render.size(total)}")
+
+
+@verb("doctor")
+def doctor(call: Call) -> None:
+    """Check this machine and the zoo, with ways to mend it."""
+    from brainstore.cli.checks import checks
+
+    found = checks(call)
+    if call.as_json:
+        render.print_json(found)
+    else:
+        for check in found:
+            click.echo(f"{check.state:7}  {check.what}: {check.text}")
+            if check.fix:
+                click.echo(f"{'':7}  -> {check.fix}")
+    code = max((check.code for check in found), default=0)
+    click.get_current_context().exit(code)
+
+
+@verb("fsck")
+@click.argument("name", required=False)
+@click.option("--deep", is_flag=True, help="Hash every blob again; reads the whole zoo.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended without losing anything.")
+def fsck(call: Call, name: str | None, deep: bool, repair: bool) -> None:
+    """Check every record and blob, or those of NAME."""
+    from brainstore.fsck import fsck as check
+
+    zoo = call.open()
+    findings = check(zoo.zoo, name=name, deep=deep, repair=repair)
+    _require_something(zoo, name, findings)
+    remaining = [x for x in findings if not x.repaired and not x.is_harmless]
+    if call.as_json:
+        render.print_json(findings)
+    else:
+        for finding in findings:
+            click.echo(f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}")
+        click.echo(_verdict(findings))
+    if remaining:
+        click.get_current_context().exit(CORRUPT)
+
+
+def _require_something(zoo: BrainManager, name: str | None, findings: Sequence[Finding]) -> None:
+    """Raise NotFound where there is no zoo or no such model: a wrong place is no damage."""
+    from brainstore import marker
+
+    if [each.kind for each in findings] == ["marker"] and not any(zoo.zoo.store.list("")):
+        marker.require(zoo.zoo.store)
+    if name and not findings:
+        zoo.history(name)
+
+
+def _state(finding: Finding) -> str:
+    if finding.repaired:
+        return "repaired"
+    return "harmless" if finding.is_harmless else "damaged "
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    counts = Counter(_state(finding).strip() for finding in findings)
+    texts = [f"{number} {state}" for state, number in sorted(counts.items())]
+    return ", ".join(texts) or "no damage found"
+
+
+@verb("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(call: Call, shell: str) -> None:
+    """Print what makes SHELL complete verbs.
+
+    For bash: eval "$(brainstore completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    source = kind(verbs, {}, "brainstore", "_BRAINSTORE_COMPLETE").source()
+    if call.as_json:
+        render.print_json({"shell": shell, "script": source})
+    else:
+        click.echo(source)
+
+
+@verb("demo")
+def demo(call: Call) -> None:
+    """Train, save, improve and roll back a small swarm."""
+    from brainstore.demo.story import run
+
+    run(call.zoo)
