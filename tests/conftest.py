@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,11 @@ def moto_server() -> Iterator[dict[str, Any]]:
 def moto_place(moto_server: dict[str, Any]) -> S3Place:
     """A fresh prefix of a bucket on moto."""
     return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", moto_server)
+
+
+def pytest_configure() -> None:
+    # A run in the background inherits an ignored Ctrl-C, and so would the programs under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -100,7 +100,10 @@ def test_ctrl_c_is_130_without_a_traceback(zoo: Path) -> None:
         assert started.stdout is not None
         assert started.stdout.readline() == "here\n"
         os.kill(started.pid, signal.SIGINT)
-        _, told = started.communicate(timeout=60)
+        try:
+            _, told = started.communicate(timeout=60)
+        finally:
+            started.kill()
     assert (started.returncode, told) == (130, "interrupted\n")
 
 
