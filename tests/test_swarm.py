@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brainstore.demo import ppo, swarm
+from brainstore.networks import ActorCritic
 
 
 def a_world(**changed: jax.Array) -> swarm.State:
@@ -146,7 +147,7 @@ def test_an_evaluation_repeats_itself() -> None:
 def test_the_network_has_the_published_size_and_outputs() -> None:
     params = ppo.start(0).params
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 92_421
-    network = ppo.ActorCritic(obs_dim=100, action_dim=2, hidden_dim=256)
+    network = ActorCritic(obs_dim=100, action_dim=2, hidden_dim=256)
     mean, log_std, value = network.apply(params, jnp.ones((3, 5, 100)))
     assert (mean.shape, log_std.shape, value.shape) == ((3, 5, 2), (2,), (3, 5))
     assert log_std.tolist() == [-0.5, -0.5]

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from brainstore.demo import swarm
+from brainstore.networks import ActorCritic
 
 HIDDEN_DIM = 256
 WORLDS = 4
@@ -29,33 +29,9 @@ GAE_LAMBDA = 0.95
 _CLIP = 0.2
 _VALUE_WEIGHT = 0.5
 _GRADIENT_NORM = 0.5
-_LOG_STD = -0.5
 
 Params = Any
-"""What `ActorCritic.init` gives: {"params": {layer: {"kernel": …, "bias": …}, …}}."""
-
-
-class ActorCritic(nn.Module):
-    """A Gaussian policy and its value on one torso of two tanh layers.
-
-    `apply(params, obs)` with obs [..., obs_dim] gives the mean [..., action_dim], the
-    log of the standard deviation [action_dim], the same everywhere, and the value [...].
-    """
-
-    obs_dim: int
-    action_dim: int
-    hidden_dim: int
-
-    @nn.compact
-    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        if obs.shape[-1] != self.obs_dim:
-            raise ValueError(f"obs: expected [..., {self.obs_dim}], found {obs.shape}")
-        torso = nn.tanh(_dense(self.hidden_dim, 2**0.5, "torso_0")(obs))
-        torso = nn.tanh(_dense(self.hidden_dim, 2**0.5, "torso_1")(torso))
-        mean = _dense(self.action_dim, 0.01, "mean")(torso)
-        value = _dense(1, 1.0, "value")(torso)
-        log_std = self.param("log_std", nn.initializers.constant(_LOG_STD), (self.action_dim,))
-        return mean, log_std, value[..., 0]
+"""What `networks.ActorCritic.init` gives: {"params": {layer: {"kernel": …, "bias": …}, …}}."""
 
 
 _Learned = tuple[Params, optax.OptState]
@@ -257,7 +233,3 @@ def _apply(params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 def _init(key: jax.Array) -> Params:
     """Fresh params: orthogonal kernels, zero biases."""
     return NETWORK.init(key, jnp.zeros((1, swarm.OBS_DIM), jnp.float32))
-
-
-def _dense(features: int, scale: float, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
