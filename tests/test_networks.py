@@ -1,0 +1,157 @@
+"""The reference networks: what they take, what they give, what their params are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brainstore.networks import (
+    ActorCritic,
+    DIALDecoder,
+    DIALEncoder,
+    Gate,
+    GatedFusion,
+    TransformerContext,
+)
+
+KEY = jax.random.key(0)
+ENCODER = DIALEncoder(obs_dim=3, action_dim=5, hidden_dim=4)
+DECODER = DIALDecoder(obs_dim=5, action_dim=6, hidden_dim=4, context_dim=3)
+CONTEXT = TransformerContext(obs_dim=4, action_dim=6, hidden_dim=8, frames=5, layers=1)
+EXPERT = ActorCritic(obs_dim=3, action_dim=2, hidden_dim=4)
+FUSION = GatedFusion(obs_dim=3, action_dim=2, hidden_dim=4, gate_dim=4)
+
+
+def params_of(network: Any, *shapes: tuple[int, ...]) -> Any:
+    return jax.jit(network.init)(KEY, *map(jnp.ones, shapes))
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.fixture(scope="module")
+def experts() -> Any:
+    nav = params_of(EXPERT, (1, 3))
+    return {"wide": jax.tree.map(lambda leaf: leaf + 0.5, nav), "nav": nav}
+
+
+@pytest.fixture(scope="module")
+def fused(experts: Any) -> Any:
+    """Params of a fusion of two experts that differ."""
+    return FUSION.init(KEY, experts)
+
+
+def layer(params: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(params["params"][name]["kernel"]), np.asarray(params["params"][name]["bias"])
+
+
+def dense(params: Any, name: str, inputs: Any) -> np.ndarray:
+    kernel, bias = layer(params, name)
+    return np.asarray(inputs) @ kernel + bias
+
+
+def test_an_encoder_is_two_linear_layers_with_a_relu() -> None:
+    params, obs = params_of(ENCODER, (1, 3)), normal(1, 7, 3)
+    assert {name: layer(params, name)[0].shape for name in params["params"]} == {
+        "hidden": (3, 4),
+        "message": (4, 5),
+    }
+    expected = dense(params, "message", np.maximum(dense(params, "hidden", obs), 0))
+    np.testing.assert_allclose(ENCODER.apply(params, obs), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_decoder_scores_candidates_by_dot_products_of_embeddings() -> None:
+    params = params_of(DECODER, (1, 5), (1, 2, 3))
+    message, context = normal(1, 7, 5), normal(2, 7, 9, 3)
+    embedded = {
+        name: dense(params, f"{name}_embedding", np.maximum(dense(params, f"{name}_hidden", x), 0))
+        for name, x in (("message", message), ("context", context))
+    }
+    expected = (embedded["message"][:, None] * embedded["context"]).sum(axis=-1)
+    scores = DECODER.apply(params, message, context)
+    assert scores.shape == (7, 9)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_candidates_is_the_order_of_scores() -> None:
+    params = params_of(DECODER, (1, 5), (1, 2, 3))
+    message, context = normal(1, 5), normal(2, 9, 3)
+    scores = DECODER.apply(params, message, context)
+    turned = DECODER.apply(params, message, context[::-1])
+    np.testing.assert_allclose(turned, scores[::-1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_transformer_sees_every_frame_and_their_order() -> None:
+    params, frames = params_of(CONTEXT, (1, 5, 4)), normal(1, 2, 3, 5, 4)
+    apply = jax.jit(CONTEXT.apply)
+    seen = apply(params, frames)
+    assert seen.shape == (2, 3, 6)
+    for changed in (frames.at[..., 0, :].add(1.0), frames[..., ::-1, :]):
+        assert not np.allclose(apply(params, changed), seen, atol=1e-4)
+
+
+def test_a_fresh_fusion_is_about_the_mean_of_its_experts(fused: Any) -> None:
+    obs = normal(1, 7, 3)
+    mean, log_std, value = FUSION.apply(fused, obs)
+    means = [EXPERT.apply(expert, obs)[0] for expert in fused["experts"].values()]
+    np.testing.assert_allclose(mean, sum(means) / 2, atol=0.05)
+    assert (mean.shape, log_std.shape, value.shape) == ((7, 2), (2,), (7,))
+
+
+def gated(fused: Any, bias: list[float]) -> Any:
+    """Return the params with a gate that gives the same weights to every observation."""
+    gate = fused["gate"]["params"]
+    layer = {"kernel": jnp.zeros_like(gate["weights"]["kernel"]), "bias": jnp.array(bias)}
+    return {**fused, "gate": {"params": {**gate, "weights": layer}}}
+
+
+@pytest.mark.parametrize(
+    ("bias", "nav", "wide"),
+    [([0.5, -0.5], 1.0, 0.0), ([-0.5, 0.5], 0.0, 1.0), ([0.0, 2.0], -0.5, 1.5)],
+)
+def test_a_gate_gives_one_experts_action_or_goes_beyond_it(
+    fused: Any, bias: list[float], nav: float, wide: float
+) -> None:
+    obs = normal(1, 7, 3)
+    mean, _, _ = FUSION.apply(gated(fused, bias), obs)
+    means = {name: EXPERT.apply(expert, obs)[0] for name, expert in fused["experts"].items()}
+    expected = nav * means["nav"] + wide * means["wide"]
+    np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_experts_of_a_fusion_are_the_params_given(fused: Any, experts: Any) -> None:
+    assert set(fused["experts"]) == set(experts)
+    assert all(fused["experts"][name] is expert for name, expert in experts.items())
+
+
+def test_nothing_flows_back_into_the_experts(fused: Any) -> None:
+    def loss(params: Any) -> Any:
+        mean, log_std, value = FUSION.apply(params, jnp.ones((2, 3)))
+        return mean.sum() + log_std.sum() + value.sum()
+
+    slope = jax.jit(jax.grad(loss))(fused)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slope["experts"]))
+    assert all(leaf.any() for leaf in jax.tree.leaves(slope["gate"]["params"]["weights"]))
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "problem"),
+    [
+        (EXPERT, [(1, 4)], r"obs: expected \[\.\.\., 3\], found \(1, 4\)"),
+        (ENCODER, [(1, 4)], r"obs: expected \[\.\.\., 3\], found \(1, 4\)"),
+        (Gate(3, 2, 4, experts=2), [(1, 4)], r"obs: expected \[\.\.\., 3\], found"),
+        (DECODER, [(1, 4), (1, 2, 3)], r"message: expected \[\.\.\., 5\], found \(1, 4\)"),
+        (DECODER, [(1, 5), (1, 2, 4)], r"context: expected \[\.\.\., 3\], found \(1, 2, 4\)"),
+        (CONTEXT, [(1, 8, 4)], r"frames: expected \[\.\.\., 5, 4\], found \(1, 8, 4\)"),
+    ],
+)
+def test_a_network_names_the_input_that_does_not_fit(
+    network: Any, shapes: list[tuple[int, ...]], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        jax.eval_shape(network.init, KEY, *map(jnp.ones, shapes))
