@@ -29,6 +29,7 @@ from brainstore.errors import (
 )
 
 if TYPE_CHECKING:
+    from brainstore.dial import DIALBrainManager, DIALBrainPair
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.pytree.structure import register
@@ -44,6 +45,8 @@ __all__ = [
     "BrainstoreError",
     "Conflict",
     "Corrupt",
+    "DIALBrainManager",
+    "DIALBrainPair",
     "GateFailed",
     "NoZoo",
     "NotFound",
@@ -57,6 +60,8 @@ __all__ = [
 _HOMES = {
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "DIALBrainManager": "brainstore.dial",
+    "DIALBrainPair": "brainstore.dial",
     "load": "brainstore.manager",
     "register": "brainstore.pytree.structure",
 }
