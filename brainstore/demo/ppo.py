@@ -31,8 +31,13 @@ _VALUE_WEIGHT = 0.5
 _GRADIENT_NORM = 0.5
 
 Params = Any
-"""What `networks.ActorCritic.init` gives: {"params": {layer: {"kernel": …, "bias": …}, …}}."""
+"""What is learned; of an ActorCritic {"params": {layer: {"kernel": …, "bias": …}, …}}."""
 
+Actor = Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+"""`actor(params, obs [..., OBS_DIM])`: mean [..., ACTION_DIM], log_std [ACTION_DIM], value [...].
+
+Made by `swarm.bind`, so that what it carries besides, such as frozen experts, is traced.
+"""
 
 _Learned = tuple[Params, optax.OptState]
 
@@ -69,6 +74,16 @@ class _Rollout(NamedTuple):
 NETWORK = ActorCritic(swarm.OBS_DIM, swarm.ACTION_DIM, HIDDEN_DIM)
 
 
+def _apply(params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean, log_std and value, see ActorCritic."""
+    outputs: Any = NETWORK.apply(params, obs)
+    mean, log_std, value = outputs
+    return mean, log_std, value
+
+
+ACTOR: Actor = swarm.bind(_apply)
+
+
 def start(seed: int, *, params: Params | None = None) -> TrainState:
     """Training before its first update, from fresh params or, to fine-tune, from `params`."""
     key, init_key = jax.random.split(jax.random.key(seed))
@@ -82,6 +97,7 @@ def train(
     state: TrainState,
     updates: int,
     *,
+    actor: Actor = ACTOR,
     safety_radius: float = swarm.SAFETY_RADIUS,
     learning_rate: float = LEARNING_RATE,
     on_update: Callable[[int, float], None] | None = None,
@@ -93,13 +109,14 @@ def train(
     Args:
         state: from `start`, or from training before.
         updates: each is `WORLDS` episodes of experience, all epochs over.
+        actor: what acts with the params; `NETWORK` unless told otherwise.
         safety_radius: the world's, see `swarm.step`.
         learning_rate: Adam's.
         on_update: called after each, with the updates done since `start` and the mean
             return of the episodes it learned from, actions sampled.
     """
     for _ in range(updates):
-        state, return_ = update(state, safety_radius, learning_rate)
+        state, return_ = update(state, actor, safety_radius, learning_rate)
         if on_update is not None:
             on_update(int(state.updates), float(return_))
     return state
@@ -107,13 +124,13 @@ def train(
 
 @jax.jit
 def update(
-    state: TrainState, safety_radius: jax.Array, learning_rate: jax.Array
+    state: TrainState, actor: Actor, safety_radius: jax.Array, learning_rate: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """One update from fresh episodes, and their mean return."""
     key, rollout_key, epochs_key = jax.random.split(state.key, 3)
-    rollout, last_value = _collect(state.params, rollout_key, safety_radius)
+    rollout, last_value = _collect(partial(actor, state.params), rollout_key, safety_radius)
     batch = _batch(rollout, last_value)
-    descend = partial(_descend, _optimizer(learning_rate))
+    descend = partial(_descend, _optimizer(learning_rate), actor)
 
     def epoch(learned: _Learned, key: jax.Array) -> tuple[_Learned, None]:
         return jax.lax.scan(descend, learned, _shuffled(batch, key))
@@ -123,9 +140,9 @@ def update(
     return TrainState(*learned, key, state.updates + 1), rollout.reward.sum(axis=0).mean()
 
 
-def policy(params: Params) -> swarm.Policy:
+def policy(params: Params, actor: Actor = ACTOR) -> swarm.Policy:
     """The deterministic policy of `params`, for `swarm.evaluate`."""
-    return swarm.bind(_mean_action, params)
+    return swarm.bind(_mean_action, actor, params)
 
 
 def gae(reward: jax.Array, value: jax.Array, last_value: jax.Array) -> jax.Array:
@@ -149,9 +166,9 @@ def gae(reward: jax.Array, value: jax.Array, last_value: jax.Array) -> jax.Array
     return jax.lax.scan(back, jnp.zeros_like(last_value), delta, reverse=True)[1]
 
 
-def loss(params: Params, batch: Batch) -> jax.Array:
+def loss(params: Params, batch: Batch, actor: Actor = ACTOR) -> jax.Array:
     """The clipped surrogate (Schulman et al., 2017, equation 7) and half the value's error."""
-    mean, log_std, value = _apply(params, batch.obs)
+    mean, log_std, value = actor(params, batch.obs)
     ratio = jnp.exp(_log_prob(batch.action, mean, log_std) - batch.log_prob)
     clipped = jnp.clip(ratio, 1.0 - _CLIP, 1.0 + _CLIP)
     surrogate = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
@@ -159,14 +176,16 @@ def loss(params: Params, batch: Batch) -> jax.Array:
 
 
 def _collect(
-    params: Params, key: jax.Array, safety_radius: jax.Array
+    act: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    key: jax.Array,
+    safety_radius: jax.Array,
 ) -> tuple[_Rollout, jax.Array]:
     """One episode in each of W new worlds, actions sampled, and its last value [W, N]."""
     move = jax.vmap(partial(swarm.step, safety_radius=safety_radius))
 
     def advance(worlds: swarm.State, key: jax.Array) -> tuple[swarm.State, _Rollout]:
         obs = jax.vmap(swarm.observe)(worlds)
-        mean, log_std, value = _apply(params, obs)
+        mean, log_std, value = act(obs)
         action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
         outcome = move(worlds, action)
         log_prob = _log_prob(action, mean, log_std)
@@ -175,7 +194,7 @@ def _collect(
     layout_key, action_key = jax.random.split(key)
     worlds = jax.vmap(swarm.reset)(jax.random.split(layout_key, WORLDS))
     worlds, rollout = jax.lax.scan(advance, worlds, jax.random.split(action_key, swarm.STEPS))
-    return rollout, _apply(params, jax.vmap(swarm.observe)(worlds))[2]
+    return rollout, act(jax.vmap(swarm.observe)(worlds))[2]
 
 
 def _batch(rollout: _Rollout, last_value: jax.Array) -> Batch:
@@ -198,11 +217,11 @@ def _shuffled(batch: Batch, key: jax.Array) -> Batch:
 
 
 def _descend(
-    optimizer: optax.GradientTransformation, learned: _Learned, batch: Batch
+    optimizer: optax.GradientTransformation, actor: Actor, learned: _Learned, batch: Batch
 ) -> tuple[_Learned, None]:
     """Params and optimizer state after one step down the loss of `batch`, for a scan."""
     params, opt_state = learned
-    change, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state, params)
+    change, opt_state = optimizer.update(jax.grad(loss)(params, batch, actor), opt_state, params)
     return (optax.apply_updates(params, change), opt_state), None
 
 
@@ -217,16 +236,9 @@ def _log_prob(action: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Arr
     return (-0.5 * jnp.square(z) - log_std - 0.5 * jnp.log(2.0 * jnp.pi)).sum(axis=-1)
 
 
-def _mean_action(params: Params, key: jax.Array, observation: jax.Array) -> jax.Array:
+def _mean_action(actor: Actor, params: Params, key: jax.Array, observation: jax.Array) -> jax.Array:
     """A policy that takes its most likely action."""
-    return _apply(params, observation)[0]
-
-
-def _apply(params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, log_std and value, see ActorCritic."""
-    outputs: Any = NETWORK.apply(params, obs)
-    mean, log_std, value = outputs
-    return mean, log_std, value
+    return actor(params, observation)[0]
 
 
 @jax.jit

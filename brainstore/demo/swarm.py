@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ _LAYOUT_SEED = 0
 _MOMENTUM = 0.5
 _THRUST = 0.03
 _OBS_LIMIT = 2.0
+
+T = TypeVar("T")
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
 """`policy(key, observation [N, OBS_DIM]) -> action [N, ACTION_DIM]`; may ignore the key."""
@@ -143,10 +145,10 @@ def evaluate(
     return Evaluation(*map(float, means))
 
 
-def bind(function: Callable[..., jax.Array], *leading: Any) -> Policy:
+def bind(function: Callable[..., T], *leading: Any) -> Callable[..., T]:
     """`function` with its leading arguments filled in, as a pytree that jit takes."""
-    policy: Policy = jax.tree_util.Partial(function, *leading)  # type: ignore[no-untyped-call] # jax: untyped
-    return policy
+    bound: Callable[..., T] = jax.tree_util.Partial(function, *leading)  # type: ignore[no-untyped-call] # jax: untyped
+    return bound
 
 
 @jax.jit
