@@ -7,8 +7,7 @@ Layers have plain names: a PyTorch module with the same ones has the same checkp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -151,45 +150,62 @@ class Gate(nn.Module):
         return weights, log_std, value[..., 0]
 
 
-@dataclass(frozen=True, slots=True)
-class GatedFusion:
+class GatedFusion(nn.Module):
     """Frozen actor-critics under one gate: the action is a weighted mean of theirs.
 
-    Params are {"experts": {name: the params of an ActorCritic, …}, "gate": those of a
-    Gate}, so that each expert's subtree is exactly the params that it was saved with.
-    Experts count in the order of their names, as JAX flattens them. Used as a linen module,
-    though it is none: linen's single collection of params could not hold such a tree.
+    `apply({"params": fused}, obs)` gives mean, log_std and value as an ActorCritic does.
+    `fused` is {"experts": {name: params as an ActorCritic was saved, …}, "gate": …}, so that
+    each expert's subtree is that version, leaf by leaf. Nothing flows back into experts.
 
     Attributes:
         obs_dim, action_dim: of the experts and of the whole.
         hidden_dim: of the experts.
+        expert_names: in the order of the gate's weights.
         gate_dim: width of the gate's layers.
     """
 
     obs_dim: int
     action_dim: int
     hidden_dim: int
+    expert_names: Sequence[str]
     gate_dim: int = 64
 
-    def init(self, key: jax.Array, experts: Mapping[str, Params]) -> Params:
-        """Return params with these experts, the same arrays, and a fresh gate."""
-        obs = jnp.zeros((1, self.obs_dim), jnp.float32)
-        return {"experts": dict(experts), "gate": self._gate(len(experts)).init(key, obs)}
-
-    def apply(self, params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return mean [..., action_dim], log_std [action_dim] and value [...].
-
-        As those of an ActorCritic. Nothing flows back into the experts.
-        """
-        outputs: Any = self._gate(len(params["experts"])).apply(params["gate"], obs)
-        weights, log_std, value = outputs
-        expert = ActorCritic(self.obs_dim, self.action_dim, self.hidden_dim)
-        frozen = jax.lax.stop_gradient(params["experts"])
-        means = jnp.stack([expert.apply(frozen[name], obs)[0] for name in sorted(frozen)], axis=-2)
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        names = tuple(self.expert_names)
+        gate = Gate(self.obs_dim, self.action_dim, self.gate_dim, len(names), name="gate")
+        weights, log_std, value = gate(obs)
+        experts = _Experts(self.obs_dim, self.action_dim, self.hidden_dim, names, name="experts")
+        means = jax.lax.stop_gradient(experts(obs))
         return jnp.einsum("...e,...ea->...a", weights, means), log_std, value
 
-    def _gate(self, experts: int) -> Gate:
-        return Gate(self.obs_dim, self.action_dim, self.gate_dim, experts)
+
+class _Experts(nn.Module):
+    """The mean actions [..., experts, action_dim] of several actor-critics."""
+
+    obs_dim: int
+    action_dim: int
+    hidden_dim: int
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        dims = self.obs_dim, self.action_dim, self.hidden_dim
+        return jnp.stack([_Saved(*dims, name=name)(obs) for name in self.names], axis=-2)
+
+
+class _Saved(nn.Module):
+    """An ActorCritic whose params stand below "params", as its `init` gave and `save` kept them."""
+
+    obs_dim: int
+    action_dim: int
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        dims = self.obs_dim, self.action_dim, self.hidden_dim
+        mean, _, _ = ActorCritic(*dims, name="params")(obs)
+        return mean
 
 
 def _dense(features: int, scale: float, name: str) -> nn.Dense:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ HORIZON = 8
 FRAME_DIM = 4
 HIDDEN_DIM = 32
 WORLDS = 64
-BATCH = 512
+BATCH = 256
 STEPS = 1_500
 LEARNING_RATE = 2e-3
 
@@ -34,7 +33,7 @@ _OFFSET_SCALE = 5.0
 _TEST_SEED = 0
 _TEST_WORLDS = 8
 _TEST_WINDOWS = 16_384
-_LONGEST_SCAN = 250
+_LONGEST_RUN = 250
 
 NETWORK = TransformerContext(FRAME_DIM, 2 * HORIZON, HIDDEN_DIM, frames=FRAMES)
 
@@ -81,13 +80,13 @@ def train(
     `on_steps` is called now and then with the steps done and the mean error of the last.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
-    params = NETWORK.init(init_key, jnp.zeros((1, FRAMES, FRAME_DIM), jnp.float32))
+    params = _init(init_key)
     learned = _Learned(params, _optimizer(0.0).init(params))
-    for begun in range(0, steps, _LONGEST_SCAN):
-        done = jnp.arange(begun, min(begun + _LONGEST_SCAN, steps))
-        learned, errors = _descend(learned, tracks, key, done, steps)
+    for begun in range(0, steps, _LONGEST_RUN):
+        ended = min(begun + _LONGEST_RUN, steps)
+        learned, error = _descend(learned, tracks, key, begun, ended, steps)
         if on_steps is not None:
-            on_steps(int(done[-1]) + 1, float(errors[-1]))
+            on_steps(ended, float(error))
     return learned.params
 
 
@@ -111,20 +110,31 @@ def constant_velocity(seen: jax.Array) -> jax.Array:
     return jnp.clip(seen[..., -1:, :2] + steps * seen[..., -1:, 2:], -1.0, 1.0)
 
 
-@partial(jax.jit, static_argnums=4)
+@jax.jit
 def _descend(
-    learned: _Learned, tracks: Tracks, key: jax.Array, done: jax.Array, steps: int
+    learned: _Learned,
+    tracks: Tracks,
+    key: jax.Array,
+    begun: jax.Array,
+    ended: jax.Array,
+    steps: jax.Array,
 ) -> tuple[_Learned, jax.Array]:
-    """What is learned after one step for each of `done`, which counts those before it."""
-    rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
+    """What is learned once `ended` steps are done and not `begun`, of `steps` in all.
 
-    def step(learned: _Learned, count: jax.Array) -> tuple[_Learned, jax.Array]:
+    And the mean error of the last. The rate falls to 0 along half a cosine.
+    """
+
+    def step(count: jax.Array, before: tuple[_Learned, jax.Array]) -> tuple[_Learned, jax.Array]:
+        learned, _ = before
+        rate = LEARNING_RATE * 0.5 * (1.0 + jnp.cos(jnp.pi * count / steps))
         windows = _windows(tracks, jax.random.fold_in(key, count), BATCH)
         error, slope = jax.value_and_grad(_mean_error)(learned.params, windows)
-        change, opt_state = _optimizer(rate(count)).update(slope, learned.opt_state)
+        change, opt_state = _optimizer(rate).update(slope, learned.opt_state)
         return _Learned(optax.apply_updates(learned.params, change), opt_state), error
 
-    return jax.lax.scan(step, learned, done)
+    start = (learned, jnp.zeros(()))
+    done: tuple[_Learned, jax.Array] = jax.lax.fori_loop(begun, ended, step, start)
+    return done
 
 
 @jax.jit
@@ -152,6 +162,11 @@ def _record(policy: swarm.Policy, keys: jax.Array) -> Tracks:
 
     tracks: Tracks = jax.lax.map(episode, keys)
     return tracks
+
+
+@jax.jit
+def _init(key: jax.Array) -> Params:
+    return NETWORK.init(key, jnp.zeros((1, FRAMES, FRAME_DIM), jnp.float32))
 
 
 def _windows(tracks: Tracks, key: jax.Array, count: int) -> jax.Array:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ CHANCE = 1 / CANDIDATES
 
 _PAYLOAD_NOISE = 2.0
 _EVALUATION_SEED = 0
+_LONGEST_RUN = 500
 
 Params = Any
 """{"encoder": params of `ENCODER`, "decoder": params of `DECODER`}."""
@@ -73,10 +73,9 @@ class Evaluation:
 def start(seed: int, *, encoder: Params | None = None) -> TrainState:
     """Training before its first step, from fresh params or with the encoder given."""
     key, encoder_key, decoder_key = jax.random.split(jax.random.key(seed), 3)
-    if encoder is None:
-        encoder = ENCODER.init(encoder_key, jnp.zeros((1, OBJECT_DIM)))
-    message, objects = jnp.zeros((1, MESSAGE_DIM)), jnp.zeros((1, CANDIDATES, OBJECT_DIM))
-    params = {"encoder": encoder, "decoder": DECODER.init(decoder_key, message, objects)}
+    params = _init(encoder_key, decoder_key)
+    if encoder is not None:
+        params = {**params, "encoder": encoder}
     opt_state = _optimizer().init(params)
     return TrainState(params, opt_state, key, jnp.zeros((), jnp.int32))
 
@@ -86,10 +85,10 @@ def train(
 ) -> TrainState:
     """`state` after so many more steps; 100 and then 300 are the same as 400.
 
-    `on_steps` is called about every 500 with the steps done since `start` and the loss.
+    `on_steps` is called now and then with the steps done since `start` and the loss.
     """
-    for begun in range(0, steps, 500):
-        state, loss = _descend(state, min(500, steps - begun))
+    for begun in range(0, steps, _LONGEST_RUN):
+        state, loss = _descend(state, min(_LONGEST_RUN, steps - begun))
         if on_steps is not None:
             on_steps(int(state.steps), float(loss))
     return state
@@ -133,11 +132,12 @@ def loss(params: Params, objects: jax.Array, target: jax.Array, key: jax.Array) 
     return cost
 
 
-@partial(jax.jit, static_argnums=1)
-def _descend(state: TrainState, steps: int) -> tuple[TrainState, jax.Array]:
-    """The state after so many steps, and the last one's loss."""
+@jax.jit
+def _descend(state: TrainState, steps: jax.Array) -> tuple[TrainState, jax.Array]:
+    """The state after so many steps, at least one, and the last one's loss."""
 
-    def step(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
+    def step(_: jax.Array, before: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+        state, _ = before
         key, rounds_key, channel_key = jax.random.split(state.key, 3)
         objects, target = _rounds(rounds_key, BATCH)
         cost, slope = jax.value_and_grad(loss)(state.params, objects, target, channel_key)
@@ -145,8 +145,9 @@ def _descend(state: TrainState, steps: int) -> tuple[TrainState, jax.Array]:
         params = optax.apply_updates(state.params, change)
         return TrainState(params, opt_state, key, state.steps + 1), cost
 
-    state, costs = jax.lax.scan(step, state, length=steps)
-    return state, costs[-1]
+    # Not a scan: a loop whose length is traced is compiled once for all lengths.
+    done: tuple[TrainState, jax.Array] = jax.lax.fori_loop(0, steps, step, (state, jnp.zeros(())))
+    return done
 
 
 @jax.jit
@@ -158,6 +159,13 @@ def _evaluate(params: Params, objects: jax.Array, target: jax.Array) -> tuple[ja
     found = [_score(params, each, objects).argmax(axis=-1) for each in heard]
     shares = [(each == target).mean() for each in found]
     return *shares, sent[:, :VOCAB_SIZE].any(axis=0).sum()
+
+
+@jax.jit
+def _init(encoder_key: jax.Array, decoder_key: jax.Array) -> Params:
+    message, objects = jnp.zeros((1, MESSAGE_DIM)), jnp.zeros((1, CANDIDATES, OBJECT_DIM))
+    encoder = ENCODER.init(encoder_key, objects[0])
+    return {"encoder": encoder, "decoder": DECODER.init(decoder_key, message, objects)}
 
 
 def _say(params: Params, seen: jax.Array) -> jax.Array:
