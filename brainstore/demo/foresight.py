@@ -27,12 +27,12 @@ WORLDS = 64
 BATCH = 256
 STEPS = 1_500
 LEARNING_RATE = 2e-3
+TEST_WINDOWS = 16_384
 
 _VELOCITY_SCALE = 20.0
 _OFFSET_SCALE = 5.0
 _TEST_SEED = 0
 _TEST_WORLDS = 8
-_TEST_WINDOWS = 16_384
 _LONGEST_RUN = 250
 
 NETWORK = TransformerContext(FRAME_DIM, 2 * HORIZON, HIDDEN_DIM, frames=FRAMES)
@@ -98,10 +98,14 @@ def evaluate(params: Params, policy: swarm.Policy) -> Evaluation:
 
 def predict(params: Params, seen: jax.Array) -> jax.Array:
     """The next positions [..., HORIZON, 2] of what was seen, [..., FRAMES, 4]."""
-    frames = seen * jnp.array([1.0, 1.0, _VELOCITY_SCALE, _VELOCITY_SCALE])
-    outputs: Any = NETWORK.apply(params, frames)
+    outputs: Any = NETWORK.apply(params, frames(seen))
     offsets = outputs.reshape(*outputs.shape[:-1], HORIZON, 2) / _OFFSET_SCALE
     return seen[..., -1:, :2] + jnp.asarray(offsets)
+
+
+def frames(seen: jax.Array) -> jax.Array:
+    """What was seen, [..., FRAMES, 4], as the network takes it."""
+    return seen * jnp.array([1.0, 1.0, _VELOCITY_SCALE, _VELOCITY_SCALE])
 
 
 def constant_velocity(seen: jax.Array) -> jax.Array:
@@ -140,7 +144,7 @@ def _descend(
 @jax.jit
 def _evaluate(params: Params, tracks: Tracks) -> tuple[jax.Array, ...]:
     """The fields of an Evaluation."""
-    windows = _windows(tracks, jax.random.key(_TEST_SEED), _TEST_WINDOWS)
+    windows = _windows(tracks, jax.random.key(_TEST_SEED), TEST_WINDOWS)
     seen = windows[:, :FRAMES]
     learned, straight = (
         _distance(guess, windows).mean(axis=0)

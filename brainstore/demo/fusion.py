@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from brainstore.demo import ppo, swarm
 from brainstore.networks import GatedFusion, Params
 
-UPDATES = 40
+UPDATES = 20
 LEARNING_RATE = 1e-3
 
 EXPERTS = ("nav", "wide")

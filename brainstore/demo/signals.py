@@ -30,6 +30,7 @@ BATCH = 512
 STEPS = 4_000
 LEARNING_RATE = 3e-3
 CHANCE = 1 / CANDIDATES
+CONFIG = {"vocab_size": VOCAB_SIZE, "payload_dim": PAYLOAD_DIM, "context_dim": OBJECT_DIM}
 
 _PAYLOAD_NOISE = 2.0
 _EVALUATION_SEED = 0
@@ -94,12 +95,25 @@ def train(
     return state
 
 
-def evaluate(params: Params, *, rounds: int = 8_192) -> Evaluation:
+def evaluate(params: Params, *, count: int = 8_192) -> Evaluation:
     """How well the pair does in fixed rounds, the same ones in every call."""
-    objects, target = _rounds(jax.random.key(_EVALUATION_SEED), rounds)
+    objects, target = rounds(jax.random.key(_EVALUATION_SEED), count)
     found = _evaluate(params, objects, target)
     success, shuffled, token_only, payload_only = map(float, found[:-1])
     return Evaluation(success, shuffled, token_only, payload_only, int(found[-1]))
+
+
+def rounds(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Candidates [count, CANDIDATES, OBJECT_DIM], and which one is meant, [count] int32."""
+    objects_key, target_key = jax.random.split(key)
+    shape = (count, CANDIDATES, OBJECT_DIM)
+    objects = jax.random.uniform(objects_key, shape, jnp.float32, minval=-1.0, maxval=1.0)
+    return objects, jax.random.randint(target_key, (count,), 0, CANDIDATES)
+
+
+def told(objects: jax.Array, target: jax.Array) -> jax.Array:
+    """The object [count, OBJECT_DIM] that the speaker sees."""
+    return jnp.take_along_axis(objects, target[:, None, None], axis=1)[:, 0]
 
 
 def send(message: jax.Array) -> jax.Array:
@@ -126,7 +140,7 @@ def send_with_gradient(key: jax.Array, message: jax.Array) -> jax.Array:
 
 def loss(params: Params, objects: jax.Array, target: jax.Array, key: jax.Array) -> jax.Array:
     """Mean cross-entropy of the listener's scores, through the channel of training."""
-    heard = send_with_gradient(key, _say(params, _told(objects, target)))
+    heard = send_with_gradient(key, _say(params, told(objects, target)))
     scores = _score(params, heard, objects)
     cost: jax.Array = optax.softmax_cross_entropy_with_integer_labels(scores, target).mean()
     return cost
@@ -139,7 +153,7 @@ def _descend(state: TrainState, steps: jax.Array) -> tuple[TrainState, jax.Array
     def step(_: jax.Array, before: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
         state, _ = before
         key, rounds_key, channel_key = jax.random.split(state.key, 3)
-        objects, target = _rounds(rounds_key, BATCH)
+        objects, target = rounds(rounds_key, BATCH)
         cost, slope = jax.value_and_grad(loss)(state.params, objects, target, channel_key)
         change, opt_state = _optimizer().update(slope, state.opt_state, state.params)
         params = optax.apply_updates(state.params, change)
@@ -153,7 +167,7 @@ def _descend(state: TrainState, steps: jax.Array) -> tuple[TrainState, jax.Array
 @jax.jit
 def _evaluate(params: Params, objects: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
     """The fields of an Evaluation."""
-    sent = send(_say(params, _told(objects, target)))
+    sent = send(_say(params, told(objects, target)))
     is_token = jnp.arange(MESSAGE_DIM) < VOCAB_SIZE
     heard = (sent, jnp.roll(sent, 1, axis=0), sent * is_token, sent * ~is_token)
     found = [_score(params, each, objects).argmax(axis=-1) for each in heard]
@@ -176,19 +190,6 @@ def _say(params: Params, seen: jax.Array) -> jax.Array:
 def _score(params: Params, heard: jax.Array, objects: jax.Array) -> jax.Array:
     scores: Any = DECODER.apply(params["decoder"], heard, objects)
     return jnp.asarray(scores)
-
-
-def _rounds(key: jax.Array, rounds: int) -> tuple[jax.Array, jax.Array]:
-    """Candidates [rounds, CANDIDATES, OBJECT_DIM], and which one is meant, [rounds] int32."""
-    objects_key, target_key = jax.random.split(key)
-    shape = (rounds, CANDIDATES, OBJECT_DIM)
-    objects = jax.random.uniform(objects_key, shape, jnp.float32, minval=-1.0, maxval=1.0)
-    return objects, jax.random.randint(target_key, (rounds,), 0, CANDIDATES)
-
-
-def _told(objects: jax.Array, target: jax.Array) -> jax.Array:
-    """The object [rounds, OBJECT_DIM] that the speaker sees."""
-    return jnp.take_along_axis(objects, target[:, None, None], axis=1)[:, 0]
 
 
 def _optimizer() -> optax.GradientTransformation:

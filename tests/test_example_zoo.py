@@ -1,0 +1,68 @@
+"""The example zoo: what is refused, and, with --soak, the whole of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from brainstore import AlreadyExists, BrainManager, DIALBrainManager, GateFailed
+from brainstore.demo import zoo
+
+MAX_BYTES = 5_000_000
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Any:
+    with BrainManager(tmp_path / "brains") as manager:
+        yield manager
+
+
+def test_a_zoo_that_has_versions_is_left_alone(manager: BrainManager) -> None:
+    manager.save("other", {"w": jnp.ones(2)})
+    with pytest.raises(AlreadyExists, match="expected an empty zoo, found other_v1"):
+        zoo.main(manager.zoo.url)
+    assert manager.list_models() == ["other_v1"]
+
+
+@pytest.mark.parametrize(
+    ("beats", "is_saved"),
+    [
+        (["error < rival_error"], True),
+        (["error < rival_error", "return > rival_return"], False),
+        (["error > rival_error"], False),
+        (["error < error"], False),
+        (["error > error"], False),
+    ],
+)
+def test_only_a_brain_that_beats_all_it_has_to_is_saved(
+    manager: BrainManager, beats: list[str], is_saved: bool
+) -> None:
+    metrics = {"error": 1.0, "rival_error": 2.0, "return": 1.0, "rival_return": 2.0}
+    params = {"w": jnp.ones(2)}
+    if is_saved:
+        zoo._save(manager, "brain", params, metrics, beats, n=1)
+        assert manager.table()[0]["metrics"] == metrics
+    else:
+        with pytest.raises(GateFailed, match="brain: "):
+            zoo._save(manager, "brain", params, metrics, beats, n=1)
+        assert manager.list_models() == []
+
+
+@pytest.mark.soak
+def test_the_whole_zoo_is_small_and_its_frozen_parts_are_what_they_were(
+    manager: BrainManager,
+) -> None:
+    zoo.main(manager.zoo.url)
+    folder = Path(manager.storage_dir)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
+    for name in ("swarm_fusion", "dial"):
+        whole = {leaf.path: leaf.digest for leaf in manager.manifest(name).groups["params"].leaves}
+        for path, expert in manager.manifest(name).frozen_experts.items():
+            leaves = manager.manifest(f"{expert.name}:{expert.version}").groups["params"].leaves
+            assert all(whole[f"{path}/{leaf.path}"] == leaf.digest for leaf in leaves)
+    pair = DIALBrainManager(manager).load_dial("dial")
+    assert pair.meta.config["dial_check"] == "networks"
+    assert pair.meta.metrics["success"] > 0.9
