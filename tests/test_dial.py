@@ -193,6 +193,11 @@ def test_networks_that_fit_are_traced_and_that_is_recorded(dial: DIALBrainManage
     assert save(dial, encoder_params(), decoder_params(), **networks) == "networks"
 
 
+def test_a_linen_network_takes_bare_params_too(dial: DIALBrainManager) -> None:
+    encoder, decoder = encoder_params()["params"], decoder_params()["params"]
+    assert save(dial, encoder, decoder, encoder=ENCODER, decoder=DECODER) == "networks"
+
+
 def test_a_function_is_a_network_and_may_give_tokens_and_payload_apart(
     dial: DIALBrainManager,
 ) -> None:

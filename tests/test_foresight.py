@@ -70,8 +70,8 @@ def test_an_evaluation_repeats_itself_and_its_rival_does_not_depend_on_params(
     found = foresight.evaluate(params, policy)
     assert found == foresight.evaluate(params, policy)
     silent = foresight.evaluate(jax.tree.map(jnp.zeros_like, params), policy)
-    assert silent.constant_velocity == found.constant_velocity
-    assert silent.last_constant_velocity == found.last_constant_velocity
-    assert found.constant_velocity < found.last_constant_velocity
+    assert silent.straight_error == found.straight_error
+    assert silent.straight_last_error == found.straight_last_error
+    assert found.straight_error < found.straight_last_error
     # One that says nothing foresees that the neighbour stays; even a moment of training helps.
     assert found.error < silent.error

@@ -48,13 +48,13 @@ class Evaluation:
     Attributes:
         error: over all `HORIZON` steps, by the network.
         last_error: at the last of them.
-        constant_velocity, last_constant_velocity: the same, if it had flown straight on.
+        straight_error, straight_last_error: the same, if it had flown straight on.
     """
 
     error: float
     last_error: float
-    constant_velocity: float
-    last_constant_velocity: float
+    straight_error: float
+    straight_last_error: float
 
 
 class _Learned(NamedTuple):

@@ -109,7 +109,7 @@ def context(manager: BrainManager, nav: Params) -> None:
     policy, network = ppo.policy(nav), foresight.NETWORK
     params = foresight.train(foresight.record(policy, seed=1), seed=0)
     metrics = asdict(foresight.evaluate(params, policy))
-    beats = ["error < constant_velocity", "last_error < last_constant_velocity"]
+    beats = ["error < straight_error", "last_error < straight_last_error"]
     _save(
         manager,
         "transformer_context",

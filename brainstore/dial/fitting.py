@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brainstore import pytree
 from brainstore.dial.config import DIALConfig
 from brainstore.errors import BadParams
+from brainstore.pytree.walk import walk
 
 NETWORKS, KERNELS, UNCHECKED = "networks", "kernels", "unchecked"
 
@@ -123,8 +123,11 @@ def _traced(network: Any, params: Any, *shapes: tuple[int, ...]) -> list[tuple[i
 
     typed: Callable[..., Any] = jax.ShapeDtypeStruct
     inputs = [typed(shape, jnp.float32) for shape in shapes]
-    apply: Callable[..., Any] = getattr(network, "apply", network)
-    outputs = jax.eval_shape(apply, params, *inputs)
+    if not hasattr(network, "apply"):
+        outputs = jax.eval_shape(network, params, *inputs)
+    else:
+        is_bare = isinstance(params, Mapping) and "params" not in params
+        outputs = jax.eval_shape(network.apply, {"params": params} if is_bare else params, *inputs)
     return [tuple(leaf.shape) for leaf in jax.tree.leaves(outputs)]
 
 
@@ -194,7 +197,7 @@ class _Kernels:
 
     @classmethod
     def of(cls, params: Any) -> _Kernels:
-        leaves = [(*_split(leaf.path), leaf.tensor.shape) for leaf in pytree.flatten(params).leaves]
+        leaves = [(*_split(path), getattr(leaf, "shape", ())) for path, leaf in walk(params, "")[1]]
         matrices = [(layer, name, shape) for layer, name, shape in leaves if len(shape) >= 2]
         return cls(
             [
