@@ -102,18 +102,17 @@ def _network_of_decoder(network: Any, params: Any, widths: DIALConfig) -> _Findi
     return _Finding(NETWORKS, f"the decoder takes no message of {widths}: not {tried}")
 
 
-def _ways_in(widths: DIALConfig) -> Iterator[list[tuple[int, ...]]]:
+def _ways_in(widths: DIALConfig) -> Iterator[Sequence[tuple[int, ...]]]:
     """The shapes that a decoder may be called with: what it is given, in the usual orders."""
-    context = widths.context_dim
-    for message in ([widths.message_dim], [widths.vocab_size, widths.payload_dim]):
-        rows = [(1, width) for width in message]
-        if context:
-            yield [*rows, (1, context)]
-            yield [*rows, (1, 1, context)]
+    context, whole = widths.context_dim, [(1, widths.message_dim)]
+    apart = [(1, widths.vocab_size), (1, widths.payload_dim)]
+    messages = [whole, apart] if widths.vocab_size and widths.payload_dim else [whole]
     if context:
+        for message in messages:
+            yield [*message, (1, context)]
+            yield [*message, (1, 1, context)]
         yield [(1, widths.message_dim + context)]
-    yield [(1, widths.message_dim)]
-    yield [(1, widths.vocab_size), (1, widths.payload_dim)]
+    yield from messages
 
 
 def _traced(network: Any, params: Any, *shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
