@@ -66,3 +66,19 @@ def test_the_whole_zoo_is_small_and_its_frozen_parts_are_what_they_were(
     pair = DIALBrainManager(manager).load_dial("dial")
     assert pair.meta.config["dial_check"] == "networks"
     assert pair.meta.metrics["success"] > 0.9
+
+
+def test_the_checkpoint_that_it_begins_with_is_what_its_maker_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from checkpoints import make
+
+    kept = torch.load(make.PATH, weights_only=True)
+    monkeypatch.setattr(make, "PATH", tmp_path / "again.pt")
+    make.main()
+    made = torch.load(make.PATH, weights_only=True)
+    assert kept["steps"] == made["steps"] == 0
+    assert list(kept["model_state_dict"]) == list(made["model_state_dict"])
+    for name, tensor in made["model_state_dict"].items():
+        assert torch.equal(tensor, kept["model_state_dict"][name]), name
