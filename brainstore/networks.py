@@ -2,7 +2,8 @@
 
 Each is made with the dims that a BrainMeta holds, `obs_dim`, `action_dim` and `hidden_dim`,
 and with what its `network_kwargs` hold, so that a network can be built from a version alone.
-Layers have plain names: a PyTorch module with the same ones has the same checkpoint.
+Layers have plain names, so that a checkpoint of a PyTorch module with the same ones maps to
+them name by name.
 """
 
 from __future__ import annotations
