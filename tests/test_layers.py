@@ -20,7 +20,7 @@ LEVELS: dict[int, str] = {
     3: "journal versions pointers registry intents commit zoo",
     4: "groups drafts deletion table history diff classic fsck sync",
     5: "manager",
-    6: "networks demo",
+    6: "networks demo migrate",
     7: "cli",
 }
 """What a module imports stands on its own level or below. `storage.base` is the contract."""

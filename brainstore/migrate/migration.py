@@ -1,0 +1,203 @@
+"""A checkpoint file -> the next version of a model. Nothing is saved unless everything fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from brainstore.errors import BadParams, Unsupported
+from brainstore.manager import BrainManager
+from brainstore.meta import BrainMeta
+from brainstore.migrate.checkpoint import FLAX, Checkpoint, read_checkpoint, tensors_as_they_are
+from brainstore.migrate.conversion import convert, leaf_report
+from brainstore.migrate.mapping import LayerMap, Source
+from brainstore.migrate.report import FILE, LayerReport, Report, SourceReport
+from brainstore.pytree.walk import walk
+
+V2_NAME = "dial_encoder"
+
+_PARAMS = "params"
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A checkpoint, read and converted, and not saved yet.
+
+    Attributes:
+        params, groups: what `BrainManager.save` takes.
+        report: what was read, made and left out; kept with the version.
+        dims: input_dim, hidden_dim and output_dim, where linear layers tell them.
+    """
+
+    checkpoint: Checkpoint
+    params: Any
+    report: Report
+    groups: dict[str, Any] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
+
+    def save(
+        self,
+        manager: BrainManager,
+        name: str,
+        meta: BrainMeta | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Save it as the next version of `name`, with its report; return the full name.
+
+        Args:
+            meta: what is known about the brain. Dims that it lacks are taken from the
+                layers, and `source_checkpoint` is the file unless it says otherwise.
+            options: as for `BrainManager.save`.
+
+        Raises:
+            As `BrainManager.save`; nothing is visible then.
+        """
+        given = BrainMeta.of(meta)
+        known = {"source_checkpoint": os.fspath(self.checkpoint.path), **self.dims}
+        fields = {key: value for key, value in known.items() if not getattr(given, key)}
+        files = {**(options.pop("files", None) or {}), FILE: self.report.encode()}
+        groups = {**self.groups, **(options.pop("groups", None) or {})}
+        return manager.save(
+            name, self.params, meta, groups=groups, files=files, **{**fields, **options}
+        )
+
+
+def migrate(
+    path: str | os.PathLike[str],
+    *,
+    mapping: Source | LayerMap | None = None,
+    target: Any = None,
+    as_is: bool = False,
+) -> Migration:
+    """Return what a checkpoint file becomes; `.save` makes it a version.
+
+    Needs no torch, and runs nothing that is in the file. A file of torch, or a .safetensors
+    file with torch's names, is converted as `convert_torch_to_flax` does. Flax's msgpack, or
+    a .safetensors file with Flax's names, is taken as it is: its `params`, and each other
+    collection as a group.
+
+    Args:
+        path: the file; it must not change until it is saved.
+        mapping, target: as for `convert_torch_to_flax`.
+        as_is: keep all tensors under their own names, unconverted. Such a version may be
+            converted later: `convert_torch_to_flax(zoo.load(name, as_numpy=True)[0], …)`.
+
+    Raises:
+        BadParams: the file is damaged, is no checkpoint, asks for what no checkpoint needs,
+            or does not fit the map or the target. All problems of a map are listed.
+        Unsupported: the file is of a kind that must be converted first.
+    """
+    layers = LayerMap.of(mapping)
+    checkpoint = read_checkpoint(path)
+    try:
+        if as_is:
+            found = _as_is(checkpoint, layers, target)
+        elif checkpoint.kind == FLAX:
+            found = _as_flax(checkpoint, layers, target)
+        else:
+            found = _converted(checkpoint, layers, target)
+    except (BadParams, Unsupported) as error:
+        raise type(error)(f"{path}: {error}") from error
+    source = SourceReport(
+        path=os.fspath(path),
+        kind=checkpoint.kind,
+        size_bytes=checkpoint.size_bytes,
+        digest=str(checkpoint.digest),
+    )
+    report = msgspec.structs.replace(found.report, source=source)
+    return Migration(checkpoint, found.params, report, found.groups, found.dims)
+
+
+def migrate_v2_checkpoint(
+    old_path: str | os.PathLike[str],
+    manager: BrainManager,
+    *,
+    name: str = V2_NAME,
+    mapping: Source | LayerMap | None = None,
+    **meta_fields: Any,
+) -> str:
+    """Save a V2 checkpoint of PyTorch as the next version of `name`; return its full name.
+
+    Without a map it is a stack of linear layers, such as the DIAL encoder's, 8 → 64 → 36:
+    they become `Dense_0`, `Dense_1`, …, and their widths the dims of the meta.
+
+    Args:
+        mapping: as for `convert_torch_to_flax`.
+        meta_fields: fields of BrainMeta; those that are not given tell where it came from.
+
+    Raises:
+        As `migrate` and `BrainManager.save`; nothing is saved then.
+    """
+    known = {"brain_type": V2_NAME, "notes": "Migrated from V2 PyTorch", **meta_fields}
+    return migrate(old_path, mapping=mapping).save(manager, name, known)
+
+
+def _converted(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
+    conversion = convert(checkpoint.tree, layers, target, size_bytes=checkpoint.size_bytes)
+    report = conversion.report
+    return Migration(checkpoint, conversion.params, report, conversion.groups, _dims(report.layers))
+
+
+def _dims(layers: list[LayerReport]) -> dict[str, int]:
+    """Return the dims of a stack of linear layers, each as wide as the next one expects."""
+    kernels = [
+        leaf.shape
+        for layer in layers
+        if layer.rule == "linear"
+        for leaf in layer.leaves
+        if leaf.path.rpartition("/")[2] == "kernel"
+    ]
+    is_stack = all(one[1] == other[0] for one, other in pairwise(kernels))
+    if not kernels or not is_stack:
+        return {}
+    hidden = {"hidden_dim": kernels[0][1]} if len(kernels) > 1 else {}
+    return {"input_dim": kernels[0][0], **hidden, "output_dim": kernels[-1][1]}
+
+
+def _as_is(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
+    if layers.lines or target is not None:
+        raise BadParams("as is means that nothing is converted; drop the map and the target")
+    tensors, values = tensors_as_they_are(checkpoint.tree, checkpoint.size_bytes)
+    return Migration(checkpoint, tensors, _plain_report("as is", tensors, values))
+
+
+def _as_flax(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
+    if layers.lines:
+        raise BadParams("the file has Flax's names and layouts already; it takes no map")
+    tree, values = tensors_as_they_are(checkpoint.tree)
+    is_variables = isinstance(tree, dict) and _PARAMS in tree
+    params = {_PARAMS: tree[_PARAMS]} if is_variables else tree
+    groups = {key: tree[key] for key in tree if key != _PARAMS} if is_variables else {}
+    _require_target(tree, target)
+    return Migration(checkpoint, params, _plain_report("flax", tree, values), groups)
+
+
+def _require_target(tree: Any, target: Any) -> None:
+    if target is None:
+        return
+    wanted = {path: tuple(leaf.shape) for path, leaf in walk(target, "target")[1]}
+    found = {path: tuple(leaf.shape) for path, leaf in walk(tree, "file")[1]}
+    wrong = [path for path in {**wanted, **found} if wanted.get(path) != found.get(path)]
+    if wrong:
+        shown = ", ".join(f"{path} {found.get(path)}" for path in wrong[:12])
+        raise BadParams(f"the file does not fit the target: {shown}")
+
+
+def _plain_report(how: str, tree: Any, values: dict[str, Any]) -> Report:
+    leaves = walk(tree, "file")[1]
+    made = [leaf_report(path, leaf) for path, leaf in leaves]
+    layer = LayerReport(torch={}, rule=how, flax="", options={}, leaves=made)
+    return Report(
+        how=how,
+        layers=[layer],
+        aside=list(values),
+        values={key: value for key, value in values.items() if value == value},
+        tensors_read=len(leaves),
+        leaves_made=len(leaves),
+        parameters=sum(leaf.size for _, leaf in leaves),
+    )
