@@ -31,6 +31,7 @@ from brainstore.errors import (
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
+    from brainstore.migrate import convert_torch_to_flax, migrate_v2_checkpoint
     from brainstore.pytree.structure import register
 
 __version__ = "0.1.0"
@@ -50,14 +51,18 @@ __all__ = [
     "ReadOnly",
     "StoreUnavailable",
     "Unsupported",
+    "convert_torch_to_flax",
     "load",
+    "migrate_v2_checkpoint",
     "register",
 ]
 
 _HOMES = {
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "convert_torch_to_flax": "brainstore.migrate",
     "load": "brainstore.manager",
+    "migrate_v2_checkpoint": "brainstore.migrate",
     "register": "brainstore.pytree.structure",
 }
 

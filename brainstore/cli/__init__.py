@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import sys
 
-from brainstore.cli import care, change, look, move
+from brainstore.cli import care, change, look, migrate, move
 from brainstore.cli.app import INTERRUPTED, verbs
 
-__all__ = ["care", "change", "look", "main", "move", "verbs"]
+__all__ = ["care", "change", "look", "main", "migrate", "move", "verbs"]
 
 
 def main() -> None:

@@ -15,7 +15,12 @@ to version:
 
 from brainstore.migrate.checkpoint import Checkpoint, read_checkpoint
 from brainstore.migrate.conversion import Conversion, convert, convert_torch_to_flax
-from brainstore.migrate.migration import Migration, migrate, migrate_v2_checkpoint
+from brainstore.migrate.migration import (
+    Migration,
+    migrate,
+    migrate_v2_checkpoint,
+    migrate_version,
+)
 from brainstore.migrate.report import Report
 
 __all__ = [
@@ -27,5 +32,6 @@ __all__ = [
     "convert_torch_to_flax",
     "migrate",
     "migrate_v2_checkpoint",
+    "migrate_version",
     "read_checkpoint",
 ]

@@ -1,10 +1,10 @@
-"""A checkpoint file -> the next version of a model. Nothing is saved unless everything fits."""
+"""A checkpoint -> the next version of a model. Nothing is saved unless everything fits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,12 +29,13 @@ class Migration:
     """A checkpoint, read and converted, and not saved yet.
 
     Attributes:
+        source: the file, or the reference of a version, that it came from.
         params, groups: what `BrainManager.save` takes.
         report: what was read, made and left out; kept with the version.
         dims: input_dim, hidden_dim and output_dim, where linear layers tell them.
     """
 
-    checkpoint: Checkpoint
+    source: str
     params: Any
     report: Report
     groups: dict[str, Any] = field(default_factory=dict)
@@ -51,14 +52,14 @@ class Migration:
 
         Args:
             meta: what is known about the brain. Dims that it lacks are taken from the
-                layers, and `source_checkpoint` is the file unless it says otherwise.
+                layers, and `source_checkpoint` is the source unless it says otherwise.
             options: as for `BrainManager.save`.
 
         Raises:
             As `BrainManager.save`; nothing is visible then.
         """
         given = BrainMeta.of(meta)
-        known = {"source_checkpoint": os.fspath(self.checkpoint.path), **self.dims}
+        known = {"source_checkpoint": self.source, **self.dims}
         fields = {key: value for key, value in known.items() if not getattr(given, key)}
         files = {**(options.pop("files", None) or {}), FILE: self.report.encode()}
         groups = {**self.groups, **(options.pop("groups", None) or {})}
@@ -85,7 +86,7 @@ def migrate(
         path: the file; it must not change until it is saved.
         mapping, target: as for `convert_torch_to_flax`.
         as_is: keep all tensors under their own names, unconverted. Such a version may be
-            converted later: `convert_torch_to_flax(zoo.load(name, as_numpy=True)[0], …)`.
+            converted later, by `migrate_version`.
 
     Raises:
         BadParams: the file is damaged, is no checkpoint, asks for what no checkpoint needs,
@@ -100,17 +101,52 @@ def migrate(
         elif checkpoint.kind == FLAX:
             found = _as_flax(checkpoint, layers, target)
         else:
-            found = _converted(checkpoint, layers, target)
+            found = _converted(
+                os.fspath(path), checkpoint.tree, layers, target, checkpoint.size_bytes
+            )
     except (BadParams, Unsupported) as error:
-        raise type(error)(f"{path}: {error}") from error
-    source = SourceReport(
-        path=os.fspath(path),
-        kind=checkpoint.kind,
-        size_bytes=checkpoint.size_bytes,
-        digest=str(checkpoint.digest),
+        raise type(error)(f"{checkpoint.path}: {error}") from error
+    return _with_source(
+        found,
+        SourceReport(
+            path=found.source,
+            kind=checkpoint.kind,
+            size_bytes=checkpoint.size_bytes,
+            digest=str(checkpoint.digest),
+        ),
     )
-    report = msgspec.structs.replace(found.report, source=source)
-    return Migration(checkpoint, found.params, report, found.groups, found.dims)
+
+
+def migrate_version(
+    manager: BrainManager,
+    ref: str,
+    *,
+    mapping: Source | LayerMap | None = None,
+    target: Any = None,
+) -> Migration:
+    """Return what a version that was migrated as is becomes, once there is a map for it.
+
+    The saved result has that version as its parent. Arguments and errors as for `migrate`,
+    and as for `BrainManager.load`.
+    """
+    layers = LayerMap.of(mapping)
+    version = manager.resolve(ref)
+    tensors, _ = manager.load(f"{version}@{version.digest}", as_numpy=True)
+    try:
+        found = _converted(f"{version}@{version.digest}", tensors, layers, target)
+    except (BadParams, Unsupported) as error:
+        raise type(error)(f"{version}: {error}") from error
+    size_bytes = manager.manifest(ref).size_bytes
+    return _with_source(
+        found,
+        SourceReport(
+            path=str(version), kind="version", size_bytes=size_bytes, digest=str(version.digest)
+        ),
+    )
+
+
+def _with_source(found: Migration, source: SourceReport) -> Migration:
+    return replace(found, report=msgspec.structs.replace(found.report, source=source))
 
 
 def migrate_v2_checkpoint(
@@ -137,10 +173,12 @@ def migrate_v2_checkpoint(
     return migrate(old_path, mapping=mapping).save(manager, name, known)
 
 
-def _converted(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
-    conversion = convert(checkpoint.tree, layers, target, size_bytes=checkpoint.size_bytes)
+def _converted(
+    source: str, tree: Any, layers: LayerMap, target: Any, size_bytes: int | None = None
+) -> Migration:
+    conversion = convert(tree, layers, target, size_bytes=size_bytes)
     report = conversion.report
-    return Migration(checkpoint, conversion.params, report, conversion.groups, _dims(report.layers))
+    return Migration(source, conversion.params, report, conversion.groups, _dims(report.layers))
 
 
 def _dims(layers: list[LayerReport]) -> dict[str, int]:
@@ -163,7 +201,7 @@ def _as_is(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
     if layers.lines or target is not None:
         raise BadParams("as is means that nothing is converted; drop the map and the target")
     tensors, values = tensors_as_they_are(checkpoint.tree, checkpoint.size_bytes)
-    return Migration(checkpoint, tensors, _plain_report("as is", tensors, values))
+    return Migration(os.fspath(checkpoint.path), tensors, _plain_report("as is", tensors, values))
 
 
 def _as_flax(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
@@ -174,7 +212,8 @@ def _as_flax(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration
     params = {_PARAMS: tree[_PARAMS]} if is_variables else tree
     groups = {key: tree[key] for key in tree if key != _PARAMS} if is_variables else {}
     _require_target(tree, target)
-    return Migration(checkpoint, params, _plain_report("flax", tree, values), groups)
+    report = _plain_report("flax", tree, values)
+    return Migration(os.fspath(checkpoint.path), params, report, groups)
 
 
 def _require_target(tree: Any, target: Any) -> None:
