@@ -160,8 +160,9 @@ def _of_torch(tensor: Any) -> Array:
         raise Unsupported(f"JAX has no tensor such as torch's {tensor.layout}, {tensor.dtype}")
     import torch
 
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    # NumPy has no bfloat16 that torch knows of; the bits are the same.
+    # A copy: a live tensor goes on learning. NumPy has no bfloat16 that torch knows of; the
+    # bits are the same.
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone().reshape(-1)
     flat = plain.view(torch.uint8).numpy() if plain.numel() else np.empty(0, np.uint8)
     return flat.view(numpy_dtype(name)).reshape(tuple(tensor.shape))
 

@@ -1,0 +1,455 @@
+"""Each rule of a migration, held against torch: the Flax layer gives what torch's gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from brainstore.errors import BadParams
+from brainstore.migrate import convert_torch_to_flax
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(7)
+
+
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the module with every parameter and buffer at random, so that none is 0 or 1."""
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) * 1.5 - 0.5)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_var"):
+                buffer.abs_().add_(0.5)
+    return module.eval()
+
+
+def converted(module: torch.nn.Module, rule: str, prefix: str = "", **options: Any) -> Any:
+    """Return the variables that one line of a map makes of a module, below `layer`."""
+    line = {"torch": prefix, "flax": "layer", "rule": rule, **options}
+    return convert_torch_to_flax(module.state_dict(), {"layers": [line]})
+
+
+def apply(layer: nn.Module, variables: Any, *inputs: Any, **options: Any) -> np.ndarray:
+    """Apply a linen layer with what was converted for `layer`."""
+    own = {name: tree["layer"] for name, tree in variables.items()}
+    return np.asarray(layer.apply(own, *map(jnp.asarray, inputs), **options))
+
+
+def same(found: Any, expected: torch.Tensor) -> None:
+    np.testing.assert_allclose(np.asarray(found), expected.detach().numpy(), atol=TOLERANCE, rtol=0)
+
+
+def last(images: torch.Tensor) -> Any:
+    """Return channels last, as Flax has them."""
+    return images.movedim(1, -1).numpy()
+
+
+def first(images: Any) -> np.ndarray:
+    return np.moveaxis(np.asarray(images), -1, 1)
+
+
+# Linear layers
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_square_or_not_is_transposed(bias: bool) -> None:
+    for sizes in ((3, 5), (4, 4)):
+        module = randomized(torch.nn.Linear(*sizes, bias=bias))
+        x = torch.randn(2, sizes[0])
+        layer = nn.Dense(sizes[1], use_bias=bias)
+        same(apply(layer, converted(module, "linear"), x.numpy()), module(x))
+
+
+def test_heads_side_by_side_become_one_layer() -> None:
+    module = randomized(
+        torch.nn.ModuleDict({"token": torch.nn.Linear(6, 32), "payload": torch.nn.Linear(6, 4)})
+    )
+    x = torch.randn(3, 6)
+    line = {"torch": ["token", "payload"], "flax": "layer", "rule": "linear"}
+    variables = convert_torch_to_flax(module.state_dict(), {"layers": [line]})
+    expected = torch.cat([module["token"](x), module["payload"](x)], -1)
+    same(apply(nn.Dense(36), variables, x.numpy()), expected)
+
+
+def test_heads_that_do_not_fit_beside_each_other_are_refused() -> None:
+    line = {"torch": ["a", "b"], "flax": "layer", "rule": "linear"}
+    for second in (torch.nn.Linear(5, 4), torch.nn.Linear(6, 4, bias=False)):
+        module = torch.nn.ModuleDict({"a": torch.nn.Linear(6, 2), "b": second})
+        with pytest.raises(BadParams, match="a, b"):
+            convert_torch_to_flax(module.state_dict(), {"layers": [line]})
+
+
+def test_linear_after_a_flatten_of_channels_is_reordered() -> None:
+    module = randomized(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 5, 7)
+        )
+    )
+    x = torch.randn(2, 2, 6, 7)
+    layers = [
+        {"torch": "0", "flax": "conv", "rule": "conv"},
+        {"torch": "2", "flax": "dense", "rule": "linear", "flatten": [3, 4, 5]},
+    ]
+    params = convert_torch_to_flax(module.state_dict(), {"layers": layers})["params"]
+    hidden = nn.Conv(3, (3, 3), padding="VALID").apply({"params": params["conv"]}, last(x))
+    out = nn.Dense(7).apply({"params": params["dense"]}, hidden.reshape(2, -1))
+    same(out, module(x))
+
+
+# Convolutions
+
+CONVOLUTIONS: list[tuple[int, dict[str, Any]]] = [
+    (1, {"stride": 2, "padding": 1, "groups": 2}),
+    (2, {}),
+    (2, {"stride": 2, "dilation": 2, "padding": 2, "groups": 2, "bias": False}),
+    (3, {"dilation": 2, "padding": 1}),
+]
+
+
+@pytest.mark.parametrize(("dimensions", "options"), CONVOLUTIONS)
+def test_conv_gives_what_torch_gives(dimensions: int, options: dict[str, Any]) -> None:
+    kind = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dimensions]
+    module = randomized(kind(4, 6, 3, **options))
+    x = torch.randn(2, 4, *[8, 7, 6][:dimensions])
+    padding = options.get("padding", 0)
+    layer = nn.Conv(
+        6,
+        (3,) * dimensions,
+        strides=options.get("stride", 1),
+        padding=((padding, padding),) * dimensions,
+        kernel_dilation=options.get("dilation", 1),
+        feature_group_count=options.get("groups", 1),
+        use_bias=options.get("bias", True),
+    )
+    same(first(apply(layer, converted(module, "conv"), last(x))), module(x))
+
+
+TRANSPOSED: list[tuple[int, dict[str, Any]]] = [
+    (1, {"stride": 2, "padding": 1, "output_padding": 1}),
+    (2, {"stride": 2, "padding": 1, "dilation": 2, "output_padding": 1}),
+    (3, {"bias": False}),
+]
+
+
+@pytest.mark.parametrize("transpose_kernel", [True, False])
+@pytest.mark.parametrize(("dimensions", "options"), TRANSPOSED)
+def test_conv_transpose_gives_what_torch_gives(
+    dimensions: int, options: dict[str, Any], transpose_kernel: bool
+) -> None:
+    kinds = {1: torch.nn.ConvTranspose1d, 2: torch.nn.ConvTranspose2d, 3: torch.nn.ConvTranspose3d}
+    module = randomized(kinds[dimensions](4, 5, 3, **options))
+    x = torch.randn(2, 4, *[5, 4, 3][:dimensions])
+    dilation, padding = options.get("dilation", 1), options.get("padding", 0)
+    before = dilation * 2 - padding
+    layer = nn.ConvTranspose(
+        5,
+        (3,) * dimensions,
+        strides=(options.get("stride", 1),) * dimensions,
+        padding=((before, before + options.get("output_padding", 0)),) * dimensions,
+        kernel_dilation=(dilation,) * dimensions,
+        use_bias=options.get("bias", True),
+        transpose_kernel=transpose_kernel,
+    )
+    variables = converted(module, "conv_transpose", transpose_kernel=transpose_kernel)
+    same(first(apply(layer, variables, last(x))), module(x))
+
+
+def test_conv_transpose_with_groups_is_refused() -> None:
+    module = torch.nn.ConvTranspose2d(4, 4, 3, groups=2)
+    with pytest.raises(BadParams, match="no groups, and torch's has 2"):
+        converted(module, "conv_transpose", groups=2)
+
+
+# Norms
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_brings_its_statistics(affine: bool) -> None:
+    module = randomized(torch.nn.BatchNorm2d(3, affine=affine))
+    x = torch.randn(2, 3, 4, 5)
+    variables = converted(module, "batch_norm")
+    assert set(variables["batch_stats"]["layer"]) == {"mean", "var"}
+    variables.setdefault("params", {"layer": {}})
+    layer = nn.BatchNorm(use_running_average=True, epsilon=1e-5, use_bias=affine, use_scale=affine)
+    same(first(apply(layer, variables, last(x))), module(x))
+
+
+def test_batch_norm_of_nnx_has_all_in_one_state() -> None:
+    module = randomized(torch.nn.BatchNorm1d(3))
+    x = torch.randn(4, 3)
+    lines = [{"torch": "", "flax": "norm", "rule": "batch_norm"}]
+    state = convert_torch_to_flax(module.state_dict(), {"flavour": "nnx", "layers": lines})
+    layer = nnx.BatchNorm(3, use_running_average=True, epsilon=1e-5, rngs=nnx.Rngs(0))
+    same(filled(layer, state["norm"])(x.numpy()), module(x))
+
+
+def test_batch_norm_keeps_learning_as_torch_does_but_for_the_unbiased_variance() -> None:
+    module = torch.nn.BatchNorm1d(3, momentum=0.1)
+    variables = converted(module, "batch_norm")
+    x = torch.randn(64, 3)
+    module.train()(x)
+    layer = nn.BatchNorm(use_running_average=False, epsilon=1e-5, momentum=0.9)
+    own = {name: tree["layer"] for name, tree in variables.items()}
+    _, changed = layer.apply(own, x.numpy(), mutable=["batch_stats"])
+    same(changed["batch_stats"]["mean"], module.running_mean)
+    biased = 0.9 + (module.running_var - 0.9) * 63 / 64
+    same(changed["batch_stats"]["var"], biased)
+
+
+def test_layer_norm_over_one_dimension_and_over_two() -> None:
+    module = randomized(torch.nn.LayerNorm(6))
+    x = torch.randn(2, 5, 6)
+    same(apply(nn.LayerNorm(epsilon=1e-5), converted(module, "layer_norm"), x.numpy()), module(x))
+    module = randomized(torch.nn.LayerNorm((5, 6)))
+    layer = nn.LayerNorm(epsilon=1e-5, reduction_axes=(-2, -1), feature_axes=(-2, -1))
+    same(apply(layer, converted(module, "layer_norm"), x.numpy()), module(x))
+
+
+def test_group_norm() -> None:
+    module = randomized(torch.nn.GroupNorm(2, 6))
+    x = torch.randn(2, 6, 3, 4)
+    layer = nn.GroupNorm(2, epsilon=1e-5)
+    same(first(apply(layer, converted(module, "group_norm"), last(x))), module(x))
+
+
+def test_rms_norm() -> None:
+    module = randomized(torch.nn.RMSNorm(6, eps=1e-5))
+    x = torch.randn(2, 6)
+    same(apply(nn.RMSNorm(epsilon=1e-5), converted(module, "rms_norm"), x.numpy()), module(x))
+
+
+# Embedding, PReLU, parameters of a module's own
+
+
+def test_embedding_is_not_transposed_and_its_tied_head_attends() -> None:
+    module = randomized(torch.nn.Embedding(6, 6))
+    tokens = torch.tensor([[0, 5, 2]])
+    variables = converted(module, "embedding")
+    layer = nn.Embed(6, 6)
+    same(apply(layer, variables, tokens.numpy()), module(tokens))
+    x = torch.randn(2, 6)
+    own = {"params": variables["params"]["layer"]}
+    attended = layer.apply(own, x.numpy(), method="attend")
+    same(attended, torch.nn.functional.linear(x, module.weight))
+
+
+def test_prelu_has_one_slope_or_is_refused() -> None:
+    module = randomized(torch.nn.PReLU())
+    x = torch.randn(3, 4)
+    same(apply(nn.PReLU(), converted(module, "prelu"), x.numpy()), module(x))
+    with pytest.raises(BadParams, match="torch's has 4"):
+        converted(torch.nn.PReLU(4), "prelu")
+
+
+def test_a_parameter_of_its_own_is_copied() -> None:
+    state = {"log_std": torch.tensor([-0.5, 0.25])}
+    lines = [{"torch": "log_std", "flax": "log_std", "rule": "copy"}]
+    params = convert_torch_to_flax(state, {"layers": lines})["params"]
+    np.testing.assert_array_equal(params["log_std"], [-0.5, 0.25])
+
+
+# Recurrent layers
+
+
+def filled(layer: Any, leaves: Any) -> Any:
+    """Return an nnx layer whose state is what was converted."""
+    state = nnx.state(layer, nnx.Any(nnx.Param, nnx.BatchStat))
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, leaves))
+    nnx.update(layer, state)
+    return layer
+
+
+def linen_outputs(cell: nn.Module, leaves: Any, x: torch.Tensor, reverse: bool = False) -> Any:
+    layer = nn.RNN(cell, reverse=reverse, keep_order=True)
+    return layer.apply({"params": {"cell": leaves}}, jnp.asarray(x.numpy()))
+
+
+@pytest.mark.parametrize(("cell", "bias"), [(nn.LSTMCell, True), (nn.OptimizedLSTMCell, False)])
+def test_lstm_of_two_layers_both_ways_is_four_cells_of_linen(cell: Any, bias: bool) -> None:
+    module = randomized(torch.nn.LSTM(3, 4, 2, bias=bias, bidirectional=True, batch_first=True))
+    x = torch.randn(2, 5, 3)
+    layers = [
+        {"torch": "", "flax": f"l{n}{way}", "rule": "lstm", "layer": n, "reverse": way == "b"}
+        for n in (0, 1)
+        for way in "fb"
+    ]
+    params = convert_torch_to_flax(module.state_dict(), {"layers": layers})["params"]
+    hidden: Any = x
+    for n in (0, 1):
+        ways = [
+            linen_outputs(cell(4), params[f"l{n}{way}"], torch.as_tensor(hidden), way == "b")
+            for way in "fb"
+        ]
+        hidden = np.concatenate(ways, -1)
+    same(hidden, module(x)[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gru_is_a_cell_of_linen(bias: bool) -> None:
+    module = randomized(torch.nn.GRU(3, 4, bias=bias, batch_first=True))
+    x = torch.randn(2, 5, 3)
+    params = converted(module, "gru")["params"]["layer"]
+    same(linen_outputs(nn.GRUCell(4), params, x), module(x)[0])
+
+
+def nnx_outputs(cell: Any, x: torch.Tensor) -> Any:
+    carry, outputs = cell.initialize_carry((len(x), x.shape[-1]), rngs=nnx.Rngs(0)), []
+    for step in np.moveaxis(x.numpy(), 1, 0):
+        carry, output = cell(carry, step)
+        outputs.append(output)
+    return np.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
+def test_lstm_is_a_cell_of_nnx(cell: str) -> None:
+    module = randomized(torch.nn.LSTM(3, 4, batch_first=True))
+    x = torch.randn(2, 5, 3)
+    lines = [{"torch": "", "flax": "cell", "rule": "lstm", "cell": f"nnx.{cell}"}]
+    state = convert_torch_to_flax(module.state_dict(), {"flavour": "nnx", "layers": lines})
+    layer = filled(getattr(nnx, cell)(3, 4, rngs=nnx.Rngs(0)), state["cell"])
+    same(nnx_outputs(layer, x), module(x)[0])
+
+
+def test_gru_of_nnx_has_no_place_for_one_bias() -> None:
+    module = randomized(torch.nn.GRU(3, 4, batch_first=True))
+    lines = [{"torch": "", "flax": "cell", "rule": "gru", "cell": "nnx.GRUCell"}]
+    mapping = {"flavour": "nnx", "layers": lines}
+    with pytest.raises(BadParams, match=r"bias_hh_l0: nnx.GRUCell has no bias inside"):
+        convert_torch_to_flax(module.state_dict(), mapping)
+    with torch.no_grad():
+        module.bias_hh_l0[8:] = 0
+    x = torch.randn(2, 5, 3)
+    state = convert_torch_to_flax(module.state_dict(), mapping)
+    layer = filled(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)), state["cell"])
+    same(nnx_outputs(layer, x), module(x)[0])
+
+
+@pytest.mark.parametrize(("kind", "rule"), [(torch.nn.LSTMCell, "lstm"), (torch.nn.GRUCell, "gru")])
+def test_cells_of_torch_convert_as_layers_do(kind: Any, rule: str) -> None:
+    module = randomized(kind(3, 4))
+    x = torch.randn(2, 3)
+    leaves = converted(module, rule)["params"]["layer"]
+    cell = nn.LSTMCell(4) if rule == "lstm" else nn.GRUCell(4)
+    carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+    _, output = cell.apply({"params": leaves}, carry, x.numpy())
+    found = module(x)
+    same(output, found[0] if rule == "lstm" else found)
+
+
+def test_projections_of_an_lstm_are_refused() -> None:
+    module = torch.nn.LSTM(3, 4, proj_size=2)
+    with pytest.raises(BadParams, match=r"weight_hr_l0.*proj_size"):
+        converted(module, "lstm")
+
+
+# Attention
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 6, "vdim": 10}])
+def test_attention_of_linen(sizes: dict[str, int], bias: bool) -> None:
+    module = randomized(torch.nn.MultiheadAttention(8, 2, bias=bias, batch_first=True, **sizes))
+    query = torch.randn(2, 3, 8)
+    key, value = (torch.randn(2, 5, sizes.get(name, 8)) for name in ("kdim", "vdim"))
+    layer = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, use_bias=bias)
+    found = apply(
+        layer, converted(module, "attention", heads=2), query.numpy(), key.numpy(), value.numpy()
+    )
+    same(found, module(query, key, value, need_weights=False)[0])
+
+
+def test_attention_of_nnx() -> None:
+    module = randomized(torch.nn.MultiheadAttention(8, 4, batch_first=True))
+    x = torch.randn(2, 3, 8)
+    lines = [{"torch": "", "flax": "layer", "rule": "attention", "heads": 4}]
+    state = convert_torch_to_flax(module.state_dict(), {"flavour": "nnx", "layers": lines})
+    layer = nnx.MultiHeadAttention(4, 8, decode=False, rngs=nnx.Rngs(0))
+    same(filled(layer, state["layer"])(x.numpy()), module(x, x, x, need_weights=False)[0])
+
+
+def test_attention_needs_its_heads_and_takes_no_key_bias() -> None:
+    module = torch.nn.MultiheadAttention(8, 2)
+    with pytest.raises(BadParams, match="heads = 8"):
+        converted(module, "attention")
+    with pytest.raises(BadParams, match="8 features are no 3 heads"):
+        converted(module, "attention", heads=3)
+    with pytest.raises(BadParams, match="bias_k"):
+        converted(torch.nn.MultiheadAttention(8, 2, add_bias_kv=True), "attention", heads=2)
+
+
+# Weights that are made of others
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_is_folded(dim: int | None) -> None:
+    for wrap in (torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm):
+        module = randomized(wrap(torch.nn.Linear(5, 3), dim=dim))
+        x = torch.randn(2, 5)
+        same(apply(nn.Dense(3), converted(module, "linear"), x.numpy()), module(x))
+
+
+def test_weight_norm_of_a_convolution_is_folded() -> None:
+    module = randomized(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 3, 3)))
+    x = torch.randn(1, 2, 5, 5)
+    layer = nn.Conv(3, (3, 3), padding="VALID")
+    same(first(apply(layer, converted(module, "conv"), last(x))), module(x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_other_parametrizations_are_refused() -> None:
+    for wrap in (torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.spectral_norm):
+        with pytest.raises(BadParams, match="parametrized in a way that has no rule"):
+            converted(wrap(torch.nn.Linear(5, 3)), "linear")
+
+
+# Whole networks
+
+
+def test_a_transformer_layer_converts_line_by_line() -> None:
+    module = randomized(torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True))
+    x = torch.randn(2, 5, 8)
+    layers = [
+        {"torch": "self_attn", "flax": "attention", "rule": "attention", "heads": 2},
+        {"torch": "linear1", "flax": "up", "rule": "linear"},
+        {"torch": "linear2", "flax": "down", "rule": "linear"},
+        {"torch": "norm1", "flax": "norm_1", "rule": "layer_norm"},
+        {"torch": "norm2", "flax": "norm_2", "rule": "layer_norm"},
+    ]
+    params = convert_torch_to_flax(module.state_dict(), {"layers": layers})["params"]
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            mixed = nn.MultiHeadDotProductAttention(2, name="attention")(x, x)
+            x = nn.LayerNorm(epsilon=1e-5, name="norm_1")(x + mixed)
+            wide = nn.Dense(8, name="down")(nn.relu(nn.Dense(16, name="up")(x)))
+            return nn.LayerNorm(epsilon=1e-5, name="norm_2")(x + wide)
+
+    same(Block().apply({"params": params}, x.numpy()), module(x))
+
+
+def test_gelu_of_torch_is_the_exact_one() -> None:
+    x = torch.randn(64)
+    same(nn.gelu(x.numpy(), approximate=False), torch.nn.functional.gelu(x))
+
+
+def test_half_precision_keeps_its_bits() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        module = torch.nn.Linear(3, 4).to(dtype)
+        kernel = converted(module, "linear")["params"]["layer"]["kernel"]
+        expected = module.weight.detach().T.contiguous().view(torch.uint8).numpy()
+        assert kernel.dtype.name == str(dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(np.asarray(kernel).view(np.uint8), expected)
