@@ -37,6 +37,11 @@ class Record(NamedTuple):
     start: int
     stop: int
     crc: int
+    is_compressed: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,31 @@ class Archive:
     records: dict[str, Record]
     _checked: set[str] = field(default_factory=set, init=False, repr=False)
 
+    def find(self, name: str) -> Record:
+        """Return where a record is.
+
+        Raises:
+            BadParams: there is no such record.
+            Unsupported: it is compressed.
+        """
+        record = self.records.get(name)
+        if record is None:
+            raise BadParams(f"record {name!r:.80} is missing from the archive")
+        if record.is_compressed:
+            raise Unsupported(
+                f"record {name!r:.80} is compressed, as torch never writes it. Unpack the archive, "
+                "and pack it again without compression (zip -0)"
+            )
+        return record
+
     def read(self, name: str) -> memoryview:
         """Return the bytes of a record, a view of the file, once they match their CRC-32.
 
         Raises:
             BadParams: there is no such record, or it is damaged.
+            Unsupported: it is compressed.
         """
-        record = self.records.get(name)
-        if record is None:
-            raise BadParams(f"record {name!r:.80} is missing from the archive")
+        record = self.find(name)
         view = self.buffer[record.start : record.stop].toreadonly()
         # torch writes 0 where it was told not to compute them.
         if record.crc and name not in self._checked and zlib.crc32(view) != record.crc:
@@ -69,7 +90,7 @@ def open_archive(buffer: memoryview) -> Archive:
 
     Raises:
         BadParams: it is truncated or damaged.
-        Unsupported: records are encrypted or compressed.
+        Unsupported: records are encrypted.
     """
     start, stop, count = _directory(buffer)
     found: dict[str, Record] = {}
@@ -121,23 +142,14 @@ def _entries(buffer: memoryview, at: int, stop: int, count: int) -> Iterator[tup
         if mark != b"PK\1\2" or next_at > stop:
             raise BadParams("the directory of the zip archive is damaged")
         name = bytes(buffer[at + _ENTRY.size : after_name]).decode("utf-8", "replace")
-        _require_plain(name, flags, method)
+        if flags & _ENCRYPTED:
+            raise Unsupported(f"record {name!r:.80} is encrypted; decrypt the file first")
         extra = buffer[after_name : after_name + extra_length]
         size, packed, where = _sizes_64(extra, size, packed, where)
-        if size != packed:
+        if size != packed and method == _STORED:
             raise BadParams(f"record {name!r:.80} has two sizes: {size:,} and {packed:,} bytes")
-        yield name, _record(buffer, name, where, size, crc)
+        yield name, _record(buffer, name, where, packed, crc, method != _STORED)
         at = next_at
-
-
-def _require_plain(name: str, flags: int, method: int) -> None:
-    if flags & _ENCRYPTED:
-        raise Unsupported(f"record {name!r:.80} is encrypted; decrypt the file first")
-    if method != _STORED:
-        raise Unsupported(
-            f"record {name!r:.80} is compressed, as torch never writes it. Unpack the archive, "
-            "and pack it again without compression (zip -0)"
-        )
 
 
 def _sizes_64(extra: memoryview, *sizes: int) -> list[int]:
@@ -157,7 +169,9 @@ def _extra_64(extra: memoryview) -> Iterator[int]:
     raise BadParams("the zip archive lacks a 64-bit size that it refers to")
 
 
-def _record(buffer: memoryview, name: str, where: int, size: int, crc: int) -> Record:
+def _record(
+    buffer: memoryview, name: str, where: int, size: int, crc: int, is_compressed: bool
+) -> Record:
     mark, *_, name_length, extra_length = _unpack(_LOCAL, buffer, where)
     start = where + _LOCAL.size + name_length + extra_length
     if mark != b"PK\3\4" or start + size > len(buffer):
@@ -165,7 +179,7 @@ def _record(buffer: memoryview, name: str, where: int, size: int, crc: int) -> R
             f"record {name!r:.80} claims {size:,} bytes at {start:,}, in a file of "
             f"{len(buffer):,}. Was it copied whole?"
         )
-    return Record(start, start + size, crc)
+    return Record(start, start + size, crc, is_compressed)
 
 
 def _unpack(form: struct.Struct, buffer: memoryview, at: int) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from brainstore.classic.tensorfile import naming, read_entries
 from brainstore.dtypes import Array, numpy_dtype
 from brainstore.errors import BadParams, Unsupported
 from brainstore.migrate.constructors import ArrayDraft
-from brainstore.migrate.flaxfile import is_msgpack, read_msgpack
+from brainstore.migrate.flaxfile import is_msgpack, not_a_checkpoint, read_msgpack
 from brainstore.migrate.torchfile import (
     DTYPES,
     Opaque,
@@ -31,7 +31,10 @@ from brainstore.migrate.torchfile import (
 
 TORCH, FLAX = "torch", "flax"
 
-_MAX_DEPTH = 64
+Keys = tuple[str, ...]
+"""Where in a checkpoint something is: the keys of dicts, the indices of lists."""
+
+_MAX_DEPTH = 32
 _MAX_VALUES = 1 << 20
 _SLACK_BYTES = 1 << 30
 _HEAD_BYTES = 512
@@ -96,10 +99,7 @@ def _opened(path: Path, buffer: memoryview) -> tuple[str, Any]:
         return (FLAX, _nested(entries)) if _is_named_by_flax(entries) else (TORCH, entries)
     if is_msgpack(head):
         return FLAX, read_msgpack(buffer)
-    raise BadParams(
-        "this is no checkpoint: expected a zip archive of torch.save, a .safetensors file, or "
-        f"Flax's msgpack; it begins with {head[:8]!r}"
-    )
+    raise not_a_checkpoint(f"it begins with {head[:8]!r}")
 
 
 def _is_named_by_flax(names: Mapping[str, Any]) -> bool:
@@ -167,33 +167,35 @@ def _of_torch(tensor: Any) -> Array:
     return flat.view(numpy_dtype(name)).reshape(tuple(tensor.shape))
 
 
-def walk(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def walk(tree: Any) -> Iterator[tuple[Keys, Any]]:
     """Yield path and value of everything in a tree that is no container.
 
     Raises:
         BadParams: it is nested too deep, or has too many values (shared ones count as
             often as they stand there).
     """
-    left = [_MAX_VALUES]
-    yield from _walk(tree, (), left)
+    # Not by recursion: each value would pass through as many generators as it lies deep.
+    pending: list[Iterator[tuple[Keys, Any]]] = [iter([((), tree)])]
+    count = 0
+    while pending:
+        item = next(pending[-1], None)
+        if item is None:
+            pending.pop()
+            continue
+        count += 1
+        if count > _MAX_VALUES:
+            raise BadParams(f"the checkpoint has more than {_MAX_VALUES:,} values")
+        if isinstance(item[1], Mapping | list | tuple):
+            pending.append(_opened_node(*item))
+        else:
+            yield item
 
 
-def _walk(
-    value: Any, path: tuple[str, ...], left: list[int]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    left[0] -= 1
-    if left[0] < 0:
-        raise BadParams(f"the checkpoint has more than {_MAX_VALUES:,} values")
-    if len(path) > _MAX_DEPTH:
+def _opened_node(path: Keys, value: Any) -> Iterator[tuple[Keys, Any]]:
+    if len(path) >= _MAX_DEPTH:
         raise BadParams(f"the checkpoint is nested deeper than {_MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _walk(child, (*path, str(key)), left)
-    elif isinstance(value, list | tuple):
-        for index, child in enumerate(value):
-            yield from _walk(child, (*path, str(index)), left)
-    else:
-        yield path, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return (((*path, str(key)), child) for key, child in items)
 
 
 # The state dict of a network
@@ -300,7 +302,7 @@ def _not_one(networks: Mapping[str, int], above: Sequence[str]) -> BadParams:
     )
 
 
-def _require_numbers(values: Sequence[tuple[tuple[str, ...], Any]]) -> None:
+def _require_numbers(values: Sequence[tuple[Keys, Any]]) -> None:
     for path, value in values:
         if isinstance(value, Opaque):
             raise Unsupported(

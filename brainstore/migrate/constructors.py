@@ -141,6 +141,11 @@ def _encoded(budget: Budget, text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
+def _no_bytes(budget: Budget) -> bytes:
+    """`bytes()`: how protocol 2 writes empty ones."""
+    return b""
+
+
 def _byte_array(budget: Budget, content: Any = b"", encoding: str = "latin1") -> bytearray:
     content = _encoded(budget, content, encoding) if type(content) is str else content
     if type(content) is not bytes:  # of a number, Python would make that many zeros
@@ -224,6 +229,7 @@ _BUILDERS: dict[str, Callable[..., Any] | None] = {
     "collections.defaultdict": _default_dict,
     "builtins.set": _set,
     "builtins.frozenset": _set,
+    "builtins.bytes": _no_bytes,
     "builtins.bytearray": _byte_array,
     "builtins.complex": _complex,
     "builtins.dict": _dict,

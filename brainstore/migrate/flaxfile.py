@@ -42,7 +42,15 @@ def read_msgpack(buffer: memoryview) -> Any:
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, BadParams):
             raise
-        raise BadParams(f"this is no msgpack file of Flax: {error}") from error
+        raise not_a_checkpoint(f"read as msgpack: {error}") from error
+
+
+def not_a_checkpoint(reason: str) -> BadParams:
+    """Return the error of a file that is of none of the kinds that are read."""
+    return BadParams(
+        "this is no checkpoint: expected a zip archive of torch.save, a .safetensors file, or "
+        f"Flax's msgpack; {reason}"
+    )
 
 
 def _extension(code: int, content: memoryview) -> Any:
@@ -51,7 +59,7 @@ def _extension(code: int, content: memoryview) -> Any:
         return array if code == _ARRAY else array[()]
     if code == _COMPLEX:
         return complex(*msgspec.msgpack.decode(content, type=tuple[float, float]))
-    raise BadParams(f"this is no msgpack file of Flax: it has an extension type {code}")
+    raise not_a_checkpoint(f"read as msgpack, it has an extension type {code}")
 
 
 def _array(content: memoryview) -> Array:

@@ -102,11 +102,11 @@ class _Machine:
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def line(self) -> str:
+    def line(self, encoding: str = "utf-8") -> str:
         stop = self.stream.find(b"\n", self.at)
         if stop < 0:
             raise BadParams("the pickle ends in the middle of a line")
-        return self.take(stop + 1 - self.at)[:-1].decode()
+        return self.take(stop + 1 - self.at)[:-1].decode(encoding)
 
     def refuse(self, opcode: bytes) -> None:
         name = _RUNS_CODE.get(opcode)
@@ -189,11 +189,11 @@ def _add_items(machine: _Machine) -> None:
         found.add(item)
 
 
-def _frozen_set(machine: _Machine) -> frozenset[Any]:
+def _frozen_set(machine: _Machine) -> None:
     items = machine.marked()
     for item in items:
         require_key(item)
-    return frozenset(items)
+    machine.stack.append(frozenset(items))
 
 
 def _append(machine: _Machine) -> None:
@@ -296,7 +296,7 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     b"F": _pushes(lambda m: float(m.line())),
     b"\x8a": _pushes(lambda m: _signed(m, "B")),
     b"\x8b": _pushes(lambda m: _signed(m, "<i")),
-    b"V": _pushes(lambda m: m.line().encode("latin-1").decode("raw_unicode_escape")),
+    b"V": _pushes(lambda m: m.line("raw_unicode_escape")),
     b"X": _pushes(lambda m: _text(m, "<I")),
     b"\x8c": _pushes(lambda m: _text(m, "B")),
     b"\x8d": _pushes(lambda m: _text(m, "<Q")),
@@ -314,7 +314,7 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8f": _pushes(lambda _: set()),
     b"t": lambda m: _replace_marked(m, tuple),
     b"l": lambda m: _replace_marked(m, list),
-    b"\x91": lambda m: m.stack.append(_frozen_set(m)),
+    b"\x91": _frozen_set,
     b"d": _dict,
     b"\x85": _tuple_of(1),
     b"\x86": _tuple_of(2),
