@@ -213,6 +213,14 @@ def test_shared_containers_are_not_walked_for_ever(tmp_path: Path, node: bytes) 
         read(path)
 
 
+def test_sets_are_charged_and_steps_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with at_most(400 * MEBIBYTE), pytest.raises(BadParams, match="builds more than 256 MiB"):
+        unpickle(b"\x8f" * 1_300_000 + b".", KNOWN)
+    monkeypatch.setattr("brainstore.migrate.unpickling.MAX_STEPS", 1000)
+    with pytest.raises(BadParams, match="more than 1,000 steps"):
+        unpickle(b"N0" * 600 + b"N.", KNOWN)
+
+
 def test_a_pickle_that_is_too_long_is_refused_unread() -> None:
     with pytest.raises(BadParams, match="Save the tensors alone"):
         unpickle(bytes(65 * MEBIBYTE), KNOWN)

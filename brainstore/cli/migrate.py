@@ -110,7 +110,7 @@ def _print_report(report: Report) -> None:
     ]
     if rows:
         render.print_table(["TORCH", "RULE", "FLAX", "LEAVES"], rows)
-    for what, names in (("dropped", report.dropped), ("no tensors", report.aside)):
+    for what, names in (("dropped", report.dropped), ("left out", report.aside)):
         if names:
             more = f" and {len(names) - _SHOWN_ASIDE} more" if len(names) > _SHOWN_ASIDE else ""
             click.echo(f"{what}: {', '.join(names[:_SHOWN_ASIDE])}{more}")

@@ -209,7 +209,8 @@ class State:
         arrays: by name, such as `encoder.0.weight`, in the order of the checkpoint.
         root: where in the checkpoint they were; "" for all of it.
         stripped: prefixes that wrappers had put before the names.
-        aside: paths of what is no tensor, such as a number of steps.
+        aside: paths of what is not among the arrays: values that are no tensors, such as a
+            number of steps, and what stands beside the root, such as an optimizer.
     """
 
     arrays: dict[str, Array]
@@ -231,25 +232,38 @@ def open_state(tree: Any, root: str | None = None, size_bytes: int | None = None
         BadParams: there is none, or several may be meant.
         Unsupported: JAX has no equal of one of its tensors.
     """
-    found, root = _at(tree, root) if root is not None else _only_one(tree)
+    found, above = _only_one(tree) if root is None else (_at(tree, root), _keys(root))
     values = [(path, value) for path, value in walk(found) if path]
     _require_numbers(values)
     tensors = {path: value for path, value in values if is_tensor(value)}
     if not tensors:
-        raise BadParams(f"there is no tensor in {_named(root)}")
+        raise BadParams(f"there is no tensor in {_named('.'.join(above))}")
     _require_bounded(list(tensors.values()), size_bytes)
     named, stripped = _without_wrappers(tensors)
-    aside = tuple(".".join(path) for path, value in values if not is_tensor(value))
-    return State(_arrays(named), root, stripped, aside)
+    no_tensors = (path for path, value in values if not is_tensor(value))
+    aside = (".".join(path) for path in [*_beside(tree, above), *no_tensors])
+    return State(_arrays(named), ".".join(above), stripped, tuple(aside))
 
 
 def _named(root: str) -> str:
     return f"{root!r:.80} of the checkpoint" if root else "the checkpoint"
 
 
-def _at(tree: Any, root: str) -> tuple[Any, str]:
+def _keys(root: str) -> Keys:
+    return tuple(root.split(".")) if root else ()
+
+
+def _beside(tree: Any, above: Keys) -> Iterator[Keys]:
+    """Yield where everything is that stands beside the way to the root."""
+    for depth, chosen in enumerate(above):
+        children = _children(tree)
+        yield from ((*above[:depth], name) for name in children if name != chosen)
+        tree = children[chosen]
+
+
+def _at(tree: Any, root: str) -> Any:
     found = tree
-    for segment in root.split(".") if root else ():
+    for segment in _keys(root):
         children = _children(found)
         if segment not in children:
             near = difflib.get_close_matches(segment, children, 3) or list(children)[:8]
@@ -257,7 +271,7 @@ def _at(tree: Any, root: str) -> tuple[Any, str]:
                 f"root {root!r:.80}: there is no {segment!r:.80}; did you mean {', '.join(near)}?"
             )
         found = children[segment]
-    return found, root
+    return found
 
 
 def _children(value: Any) -> dict[str, Any]:
@@ -268,10 +282,10 @@ def _children(value: Any) -> dict[str, Any]:
     return {}
 
 
-def _only_one(tree: Any) -> tuple[Any, str]:
+def _only_one(tree: Any) -> tuple[Any, Keys]:
     if not isinstance(tree, Mapping):
         raise BadParams(f"a checkpoint is a dict of tensors; this is {type(tree).__name__}")
-    root: tuple[str, ...] = ()
+    root: Keys = ()
     found = tree
     while isinstance(found, Mapping) and not any(is_tensor(each) for each in found.values()):
         counts = {name: _count(child) for name, child in _children(found).items()}
@@ -284,7 +298,7 @@ def _only_one(tree: Any) -> tuple[Any, str]:
             raise _not_one(networks, root)
         (name,) = networks
         found, root = _children(found)[name], (*root, name)
-    return found, ".".join(root)
+    return found, root
 
 
 def _count(tree: Any) -> int:
@@ -354,7 +368,8 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
 def tensors_as_they_are(tree: Any, size_bytes: int | None = None) -> tuple[Any, dict[str, Any]]:
     """Return the tree with its tensors as arrays and nothing else, and its plain values.
 
-    Names stay as they are; a container without a tensor is left out.
+    Names stay as they are; a container without a tensor is left out, and a list becomes a
+    dict by index.
 
     Returns:
         The tree, and {path: value} of its numbers and texts.
@@ -379,10 +394,11 @@ def tensors_as_they_are(tree: Any, size_bytes: int | None = None) -> tuple[Any, 
 def _pruned(value: Any) -> Any:
     if is_tensor(value):
         return array_of(value)
-    if isinstance(value, Mapping):
-        children = {key: _pruned(child) for key, child in value.items()}
-        return {key: child for key, child in children.items() if child is not None} or None
-    if isinstance(value, list | tuple):
-        children = {str(index): _pruned(child) for index, child in enumerate(value)}
-        return {key: child for key, child in children.items() if child is not None} or None
-    return None
+    if not isinstance(value, Mapping | list | tuple):
+        return None
+    # JAX orders keys, so they are of one type.
+    if isinstance(value, Mapping) and all(type(key) is int for key in value):
+        kept = {key: _pruned(child) for key, child in value.items()}
+    else:
+        kept = {key: _pruned(child) for key, child in _children(value).items()}
+    return {key: child for key, child in kept.items() if child is not None} or None

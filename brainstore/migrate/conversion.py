@@ -197,6 +197,8 @@ class _Applied:
             self._problems.append(f"{line}: {error}")
             self._taken |= dict.fromkeys(below(self._state, line), line.flax)
             return
+        if self._in_collections and line.flax.partition("/")[0] in (PARAMS, BATCH_STATS):
+            self._problems.append(f"{line}: flax is the path below params; leave that out")
         twice = [name for name in converted.taken if name in self._taken]
         if twice:
             self._problems.append(f"{line}: {_listed(twice)} is mapped twice")

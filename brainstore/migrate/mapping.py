@@ -104,12 +104,13 @@ def _line(found: Any, where: str) -> Line:
             + _nearest(str(rule), RULES)
         )
     _require_known(found, (*_LINE_KEYS, *sorted(RULES[rule].options)), where)
-    torch = _names(found.get("torch"), f"{where}: torch")
-    flax = found.get("flax")
+    if "torch" not in found or "flax" not in found:
+        raise BadParams(f"{where}: a line needs torch and flax")
+    torch, flax = _names(found["torch"], f"{where}: torch"), found["flax"]
     _checked(flax, str, f"{where}: flax", 'a path such as "encoder/Dense_0"')
     options = {key: _option(key, found[key], where) for key in found if key not in _LINE_KEYS}
     if not torch or flax is None:
-        raise BadParams(f"{where}: a line needs torch and flax")
+        raise BadParams(f"{where}: a line needs at least one prefix of torch, and a path of Flax")
     return Line(torch, _path(flax, rule, where), rule, options)
 
 

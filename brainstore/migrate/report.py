@@ -48,8 +48,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         root, stripped: where the state dict was, and prefixes taken off its names.
         folded: weights that were made of a length and a direction.
         dropped: tensors that Flax has no use for, or the map dropped.
-        aside: values of the checkpoint that are no tensors.
-        values: those of them that are numbers or texts, of a migration as is.
+        aside: what else the checkpoint has: values that are no tensors, an optimizer, ….
+        values: numbers and texts among that, of a migration as is.
     """
 
     format: int = FORMAT

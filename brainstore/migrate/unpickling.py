@@ -6,13 +6,14 @@ in a fixed table; what stands there is a `Constructor` of ours. A name that does
 there, and an opcode that runs anything else, end the reading.
 
 Memory and time are bounded by the length of the pickle: no opcode builds more than it
-takes from the stack or the stream, constructors are charged for what they build, and
-what is hashed has no depth.
+takes from the stack or the stream, sets and constructors are charged for what they take,
+there is an end to the steps, and what is hashed has no depth.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from brainstore.migrate.constructors import (
 )
 
 MAX_PICKLE_BYTES = 64 << 20
+MAX_STEPS = 1 << 23
 
 _RUNS_CODE = {
     b"i": "INST", b"o": "OBJ", b"P": "PERSID", b"\x82": "EXT1", b"\x83": "EXT2",
@@ -51,11 +53,14 @@ def unpickle(
             is larger than anything that a checkpoint needs.
     """
     if len(stream) > MAX_PICKLE_BYTES:
-        raise BadParams(
-            f"the pickle has {len(stream):,} bytes, more than the {MAX_PICKLE_BYTES:,} that are "
-            "read. Save the tensors alone, as a state dict"
+        raise _too_long(
+            f"has {len(stream):,} bytes, more than the {MAX_PICKLE_BYTES:,} that are read"
         )
     return _Machine(stream, known, persistent).run()
+
+
+def _too_long(problem: str) -> BadParams:
+    return BadParams(f"the pickle {problem}. Save the tensors alone, as a state dict")
 
 
 class _Machine:
@@ -76,17 +81,20 @@ class _Machine:
 
     def run(self) -> Any:
         try:
-            while (opcode := self.take(1)) != b".":
+            for _ in range(MAX_STEPS):
+                opcode = self.take(1)
+                if opcode == b".":
+                    return self.stack.pop()
                 step = _STEPS.get(opcode)
                 if step is None:
                     self.refuse(opcode)
                 else:
                     step(self)
-            return self.stack.pop()
         except MALFORMED as error:
             if isinstance(error, BadParams):
                 raise
             raise BadParams(f"the pickle is damaged at byte {self.at:,}") from error
+        raise _too_long(f"takes more than {MAX_STEPS:,} steps")
 
     def take(self, count: int) -> bytes:
         stop = self.at + count
@@ -131,6 +139,11 @@ class _Machine:
         """Return what was pushed since the last mark, and go back to the stack below it."""
         found, self.stack = self.stack, self.below.pop()
         return found
+
+    def charged(self, value: Any) -> Any:
+        # An empty set takes 216 bytes, for an opcode of one.
+        self.budget.spend(sys.getsizeof(value))
+        return value
 
     def container(self, *kinds: type) -> Any:
         found = self.stack[-1]
@@ -193,7 +206,7 @@ def _frozen_set(machine: _Machine) -> None:
     items = machine.marked()
     for item in items:
         require_key(item)
-    machine.stack.append(frozenset(items))
+    machine.stack.append(machine.charged(frozenset(items)))
 
 
 def _append(machine: _Machine) -> None:
@@ -311,7 +324,7 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     b")": _pushes(lambda _: ()),
     b"]": _pushes(lambda _: []),
     b"}": _pushes(lambda _: {}),
-    b"\x8f": _pushes(lambda _: set()),
+    b"\x8f": _pushes(lambda m: m.charged(set())),
     b"t": lambda m: _replace_marked(m, tuple),
     b"l": lambda m: _replace_marked(m, list),
     b"\x91": _frozen_set,
