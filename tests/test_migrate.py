@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,48 +12,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from blake3 import blake3
-from command_line import ok, parsed, refused, run
-from flax import serialization
-from flax.training.train_state import TrainState
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.flax import save_file as save_flax
-from safetensors.torch import save_file as save_torch
+from dial_encoders import DialEncoder, FlaxEncoder, assert_encodes_as
 from torch_files import Asks, pickled, saved, write_archive
 
 import brainstore
-from brainstore import BadParams, BrainManager, BrainMeta, BrainstoreError, convert_torch_to_flax
+from brainstore import BadParams, BrainManager, BrainMeta, convert_torch_to_flax
 from brainstore.errors import Corrupt
 from brainstore.migrate import migrate, migrate_v2_checkpoint, migrate_version
-from brainstore.migrate.flaxfile import read_msgpack
 from brainstore.migrate.report import decode
-
-
-class DialEncoder(torch.nn.Module):
-    """The encoder of V2: 8 inputs, 64 hidden, 36 outputs (32 tokens and 4 payload bits)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = torch.nn.Sequential(
-            torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 36)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.net(x)
-        return found
-
-
-class FlaxEncoder(nn.Module):
-    """The same in Flax."""
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        x = nn.relu(nn.Dense(64)(x))
-        return nn.Dense(36)(x)
 
 
 @pytest.fixture
@@ -69,13 +37,6 @@ def v2(tmp_path: Path) -> tuple[Path, DialEncoder]:
     torch.manual_seed(3)
     module = DialEncoder()
     return saved(tmp_path / "dial.pt", module.state_dict()), module
-
-
-def assert_encodes_as(module: DialEncoder, params: Any) -> None:
-    x = torch.randn(5, 8)
-    inner = params["params"]
-    found = FlaxEncoder().apply({"params": inner.get("net", inner)}, x.numpy())
-    np.testing.assert_allclose(found, module(x).detach().numpy(), atol=1e-5, rtol=0)
 
 
 # The owner's case
@@ -273,208 +234,3 @@ def test_mixed_keys_are_kept_as_text(zoo: BrainManager, tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"a": torch.ones(2), 3: torch.zeros(1)})
     migrate(path, as_is=True).save(zoo, "mixed")
     assert set(zoo.load("mixed")[0]) == {"a", "3"}
-
-
-# Other files
-
-
-def test_safetensors_with_names_of_torch_are_converted(zoo: BrainManager, tmp_path: Path) -> None:
-    module = DialEncoder()
-    save_torch(module.state_dict(), tmp_path / "a.safetensors")
-    migrate_v2_checkpoint(tmp_path / "a.safetensors", zoo)
-    assert_encodes_as(module, zoo.load("dial_encoder")[0])
-
-
-def test_safetensors_with_names_of_flax_are_taken_as_they_are(
-    zoo: BrainManager, tmp_path: Path
-) -> None:
-    kernel = jnp.arange(6.0).reshape(2, 3)
-    for separator in ("/", "."):
-        path = tmp_path / "a.safetensors"
-        save_flax({f"params{separator}Dense_0{separator}kernel": kernel}, path)
-        found = migrate(path)
-        assert found.report.how == "flax"
-        np.testing.assert_array_equal(found.params["params"]["Dense_0"]["kernel"], kernel)
-
-
-def variables_of_flax() -> Any:
-    class Normed(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any) -> Any:
-            return nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
-
-    return Normed().init(jax.random.key(1), jnp.ones((1, 3)))
-
-
-def test_msgpack_of_flax_brings_params_and_groups(zoo: BrainManager, tmp_path: Path) -> None:
-    variables = variables_of_flax()
-    path = tmp_path / "a.msgpack"
-    path.write_bytes(serialization.to_bytes(variables))
-    target = jax.eval_shape(variables_of_flax)
-    migrate(path, target=target).save(zoo, "normed")
-    groups, _ = zoo.load("normed", groups="all")
-    jax.tree.map(np.testing.assert_array_equal, groups["params"]["params"], variables["params"])
-    stats = variables["batch_stats"]
-    jax.tree.map(np.testing.assert_array_equal, groups["batch_stats"], stats)
-    with pytest.raises(BadParams, match="does not fit the target: params/Dense_0/bias"):
-        migrate(path, target={"params": {"Dense_0": {"bias": jnp.zeros(5)}}})
-    with pytest.raises(BadParams, match="takes no map"):
-        migrate(path, mapping={"layers": [{"torch": "", "flax": "a", "rule": "copy"}]})
-
-
-def test_a_train_state_of_flax_keeps_its_optimizer_beside_the_params(
-    zoo: BrainManager, tmp_path: Path
-) -> None:
-    params = variables_of_flax()["params"]
-    state = TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))
-    path = tmp_path / "state"
-    path.write_bytes(serialization.to_bytes(state))
-    migrate(path).save(zoo, "trained")
-    groups, _ = zoo.load("trained", groups="all")
-    assert {"params", "opt_state"} <= set(groups)
-    mu = groups["opt_state"]["0"]["mu"]["Dense_0"]["kernel"]
-    np.testing.assert_array_equal(mu, np.zeros((3, 4)))
-
-
-LEAVES: list[Any] = [
-    *[np.arange(6).reshape(2, 3).astype(kind) for kind in ("f4", "f2", "i8", "u1", "?", "c8")],
-    jnp.ones((2, 2), jnp.bfloat16),
-    np.zeros((0, 3), np.float32),
-    np.float32(2.5),
-    3,
-    2.5,
-    1 + 2j,
-    "text",
-    None,
-    True,
-]
-
-
-def test_msgpack_is_read_as_flax_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 40)
-    tree = {"leaves": {str(n): leaf for n, leaf in enumerate(LEAVES)}, "many": np.arange(99.0)}
-    body = serialization.msgpack_serialize(tree)
-    found, expected = read_msgpack(memoryview(body)), serialization.msgpack_restore(body)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert type(one) is type(other)
-        np.testing.assert_array_equal(one, other)
-
-
-BAD_MSGPACK = [
-    b"\x81\xa1w\xc7\x05\x01hello",
-    b"\x81\xa1w\xc7\x05\x09hello",
-    b"\x81\xa1w\xc7\x10\x01\x93\x91\x05\xa7float32\xc4\x01\x00\x00\x00\x00",
-    b"\x81\xa1w\xc7\x0d\x01\x93\x91\xff\xa7float32\xc4\x00",
-    b"\x81\xa1w\xc7\x0c\x01\x93\x91\x01\xa6object\xc4\x00",
-    b"\x81\xa1w\xc7\x03\x02\xa1xx",
-    b"\x81\xa1w\x91" * 5000,
-    b"\x81\xb9__msgpack_chunked_array__\xc3",
-    b"\x81\xa1w\xdd\xff\xff\xff\xff",
-]
-
-
-@pytest.mark.parametrize("body", BAD_MSGPACK)
-def test_msgpack_that_is_damaged_is_refused(tmp_path: Path, body: bytes) -> None:
-    path = tmp_path / "a.msgpack"
-    path.write_bytes(body)
-    with pytest.raises(BadParams, match=r"a\.msgpack"):
-        migrate(path)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.integers(0, 10**4), st.binary(min_size=1, max_size=3))
-def test_edited_msgpack_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, at: int, content: bytes
-) -> None:
-    body = bytearray(serialization.msgpack_serialize({"a": {"b": np.ones(3)}, "c": 1 + 2j}))
-    position = at % len(body)
-    body[position : position + len(content)] = content
-    path = tmp_path_factory.getbasetemp() / "edited.msgpack"
-    path.write_bytes(body)
-    with contextlib.suppress(BrainstoreError):
-        migrate(path)
-
-
-# The command line
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder with a checkpoint, old.pt, and the zoo ./brains."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("BRAINSTORE_ZOO", raising=False)
-    torch.manual_seed(3)
-    saved(tmp_path / "old.pt", {"model": DialEncoder().state_dict(), "epoch": 3})
-    (tmp_path / "map.toml").write_text(
-        'layers = [\n  { torch = "net.0", flax = "Dense_0", rule = "linear" },\n'
-        '  { torch = "net.2", flax = "Dense_1", rule = "linear" },\n]\n'
-    )
-    return tmp_path
-
-
-def test_the_verb_saves_and_says_what_became_what(here: Path) -> None:
-    options = ["--name", "dial_encoder", "--brain-type", "dial_encoder", "--map", "map.toml"]
-    printed = ok("migrate", "old.pt", *options, "--tag", "v2", "--alias", "prod", "--notes", "old")
-    assert printed.splitlines() == [
-        "TORCH                    RULE    FLAX     LEAVES",
-        "net.0.weight net.0.bias  linear  Dense_0  kernel[8,64] bias[64]",
-        "net.2.weight net.2.bias  linear  Dense_1  kernel[64,36] bias[36]",
-        "left out: epoch",
-        "4 tensors → 4 leaves, 2,916 parameters, by the map",
-        "dial_encoder_v1",
-    ]
-    params, meta = BrainManager("brains").load("dial_encoder:prod")
-    assert set(params["params"]) == {"Dense_0", "Dense_1"}
-    assert (meta.brain_type, meta.tags, meta.notes) == ("dial_encoder", ["v2"], "old")
-    assert (meta.input_dim, meta.hidden_dim, meta.output_dim) == (8, 64, 36)
-
-
-def test_a_dry_run_of_the_verb_saves_nothing(here: Path) -> None:
-    printed = ok("migrate", "old.pt", "--name", "dial_encoder", "--dry-run")
-    assert "would be saved as the next version of dial_encoder; nothing was done" in printed
-    assert "by names and shapes alone" in printed
-    assert not (here / "brains").exists()
-
-
-def test_the_verb_in_json(here: Path) -> None:
-    found = parsed("migrate", "old.pt", "--name", "dial", "--output-dim", "35", "-n")
-    assert (found["full_name"], found["version"], found["dry_run"]) == (None, None, True)
-    assert found["dims"] == {"input_dim": 8, "hidden_dim": 64, "output_dim": 36}
-    assert found["report"]["root"] == "model"
-    found = parsed("migrate", "old.pt", "--name", "dial", "--output-dim", "35")
-    assert (found["full_name"], found["version"]) == ("dial_v1", 1)
-    assert BrainManager("brains").load("dial")[1].output_dim == 35
-
-
-def test_the_verb_keeps_a_checkpoint_as_it_is_and_converts_the_version_later(here: Path) -> None:
-    assert "by their own names, as is\nold_v1" in ok(
-        "migrate", "old.pt", "--name", "old", "--as-is"
-    )
-    ok("migrate", "old:1", "--name", "dial", "--map", "map.toml")
-    assert BrainManager("brains").manifest("dial").parents[0].name == "old"
-    assert "no such file" in run("migrate", "gone.pt", "--name", "x", "--as-is").output
-
-
-def test_the_verb_takes_the_shapes_of_a_version(here: Path) -> None:
-    variables = FlaxEncoder().init(jax.random.key(0), jnp.zeros((1, 8)))
-    BrainManager("brains").save("ours", variables)
-    printed = ok("migrate", "old.pt", "--name", "dial", "--target", "ours")
-    assert "by the target's shapes" in printed
-    assert set(BrainManager("brains").load("dial")[0]["params"]) == {"Dense_0", "Dense_1"}
-
-
-def test_the_verb_refuses_with_one_error_and_saves_nothing(here: Path) -> None:
-    write_archive(here / "bad.pt", pickled(Asks("os", "system", "touch canary")))
-    (here / "bad.toml").write_text("layer = []")
-    (here / "text.pt").write_text("hello")
-    torch.save({"w": torch.ones(1)}, here / "legacy.pt", _use_new_zipfile_serialization=False)
-    assert "asks for os.system" in refused(2, "migrate", "bad.pt", "--name", "x")
-    assert "Did you mean layers?" in refused(
-        2, "migrate", "old.pt", "--name", "x", "--map", "bad.toml"
-    )
-    assert "no checkpoint" in refused(2, "migrate", "text.pt", "--name", "x")
-    assert "save it again" in refused(1, "migrate", "legacy.pt", "--name", "x")
-    assert "'../x'" in refused(2, "migrate", "old.pt", "--name", "../x")
-    assert not (here / "canary").exists()
-    assert not (here / "brains").exists()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import tracemalloc
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from brainstore.migrate import migrate
+
+MEBIBYTE = 1 << 20
 
 
 class Asks:
@@ -60,3 +66,20 @@ def saved(path: Path, value: Any) -> Path:
     """Save a value with torch; return the path."""
     torch.save(value, path)
     return path
+
+
+def read(path: Path) -> Any:
+    """Read all that a checkpoint has, its tensors too."""
+    return migrate(path, as_is=True).params
+
+
+@contextlib.contextmanager
+def at_most(size_bytes: int) -> Iterator[None]:
+    """Check that no more memory is allocated inside."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size_bytes, f"{peak:,} bytes"

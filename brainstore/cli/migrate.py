@@ -54,9 +54,9 @@ def migrate(
     dry_run: bool,
     **fields: Any,
 ) -> None:
-    """Save a checkpoint of torch, or of Flax, as the next version of NAME.
+    """Save a checkpoint of PyTorch, converted to Flax.
 
-    FILE is what torch.save wrote, a .safetensors, or Flax's .msgpack; a REF is a version that
+    It becomes the next version of NAME. FILE is what torch.save wrote, a .safetensors, or Flax's .msgpack; a REF is a version that
     was kept as it is. Nothing in it is run, and nothing is saved unless everything fits.
     """
     zoo = call.open()

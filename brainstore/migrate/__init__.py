@@ -7,7 +7,7 @@ to version:
 
     archive, unpickling, torchfile   torch's zip format: records, pickle, tensors
     flaxfile                         Flax's msgpack
-    checkpoint                       any of them, and the state dict that is inside
+    checkpoint, state                any of them, and the state dict that is inside
     mapping, layers, recurrent       the map, and the rule of each kind of layer
     modules, matching                the lines of a map, found from a target or from names
     conversion, report, migration    all of it applied, told, and saved

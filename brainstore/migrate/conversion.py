@@ -9,10 +9,10 @@ from typing import Any
 from brainstore.dtypes import Array, Shape, logical_dtype
 from brainstore.errors import BadParams
 from brainstore.migrate import matching
-from brainstore.migrate.checkpoint import open_state
 from brainstore.migrate.layers import RULES, Converted, Line, below, convert_line
 from brainstore.migrate.mapping import LayerMap, Source
 from brainstore.migrate.report import LayerReport, LeafReport, Report
+from brainstore.migrate.state import open_state
 from brainstore.migrate.tensors import folded
 from brainstore.pytree.walk import walk
 
@@ -255,8 +255,9 @@ def _listed(names: list[str]) -> str:
 def _layer_report(
     line: Line, converted: Converted, leaves: Mapping[str, Array], state: Mapping[str, Array]
 ) -> LayerReport:
+    dropped = set(converted.dropped)
     return LayerReport(
-        torch={name: list(state[name].shape) for name in converted.taken},
+        torch={name: list(state[name].shape) for name in converted.taken if name not in dropped},
         rule=line.rule,
         flax=line.flax,
         options=dict(line.options),

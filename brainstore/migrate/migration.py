@@ -13,10 +13,11 @@ import msgspec
 from brainstore.errors import BadParams, Unsupported
 from brainstore.manager import BrainManager
 from brainstore.meta import BrainMeta
-from brainstore.migrate.checkpoint import FLAX, Checkpoint, read_checkpoint, tensors_as_they_are
+from brainstore.migrate.checkpoint import FLAX, Checkpoint, read_checkpoint
 from brainstore.migrate.conversion import convert, leaf_report
 from brainstore.migrate.mapping import LayerMap, Source
 from brainstore.migrate.report import FILE, LayerReport, Report, SourceReport
+from brainstore.migrate.state import tensors_as_they_are
 from brainstore.pytree.walk import walk
 
 V2_NAME = "dial_encoder"
