@@ -177,7 +177,7 @@ def test_checkpoints_without_a_tensor_are_refused(tmp_path: Path) -> None:
 
 FUZZ = settings(
     deadline=None,
-    max_examples=150,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -229,6 +229,39 @@ def test_a_square_convolution_is_told_by_the_name_that_linen_gave() -> None:
         assert "transpose_kernel = true" in problem
 
 
+def test_a_map_needs_only_what_the_target_leaves_open() -> None:
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for name in ("first", "second", "third"):
+                x = nn.Conv(4, (3, 3), padding="VALID", name=name)(x)
+            return nn.Dense(3, name="out")(x.reshape(len(x), -1))
+
+    module = torch.nn.ModuleDict(
+        {
+            "first": torch.nn.Conv2d(2, 4, 3),
+            "second": torch.nn.Conv2d(4, 4, 3),
+            "third": torch.nn.Conv2d(4, 4, 3),
+            "out": torch.nn.Linear(4 * 2 * 3, 3),
+        }
+    )
+    state, target = module.state_dict(), target_of(Network(), jnp.zeros((1, 8, 9, 2)))
+    lines = [{"torch": name, "flax": name, "rule": "conv"} for name in ("second", "third")]
+    problem = refused(state, {"layers": lines}, target)
+    assert "out (weight[3, 24]) may follow a Flatten" in problem
+    assert "first (" not in problem
+    lines.append({"torch": "out", "flax": "out", "rule": "linear", "flatten": [4, 2, 3]})  # type: ignore[dict-item]
+    found = convert(state, {"layers": lines}, target)
+    assert found.report.how == "map and target"
+    x = torch.randn(2, 2, 8, 9)
+    expected = x
+    for name in ("first", "second", "third"):
+        expected = module[name](expected)
+    expected = module["out"](expected.flatten(1))
+    output = Network().apply(found.params, x.movedim(1, -1).numpy())
+    np.testing.assert_allclose(output, expected.detach().numpy(), atol=1e-5)
+
+
 def test_targets_of_recurrent_layers_and_attention_tell_cells_and_heads() -> None:
     class Mixed(nn.Module):
         @nn.compact
@@ -282,14 +315,11 @@ def test_a_layer_that_fits_nowhere_is_named() -> None:
 
 
 def test_the_only_network_of_a_checkpoint_is_found() -> None:
-    network = mlp(3, 4)
-    optimizer = torch.optim.Adam(network.parameters())
-    network(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
+    moments = {0: {"exp_avg": torch.zeros(4, 3), "step": torch.tensor(1.0)}}
     checkpoint = {
         "epoch": 3,
-        "state": {"model": network.state_dict(), "loss": [0.5]},
-        "optimizer": optimizer.state_dict(),
+        "state": {"model": mlp(3, 4).state_dict(), "loss": [0.5]},
+        "optimizer": {"state": moments, "param_groups": [{"lr": 0.1, "params": [0]}]},
     }
     found = convert(checkpoint)
     assert found.report.root == "state.model"

@@ -56,8 +56,9 @@ def migrate(
 ) -> None:
     """Save a checkpoint of PyTorch, converted to Flax.
 
-    It becomes the next version of NAME. FILE is what torch.save wrote, a .safetensors, or Flax's .msgpack; a REF is a version that
-    was kept as it is. Nothing in it is run, and nothing is saved unless everything fits.
+    It becomes the next version of NAME. FILE is what torch.save wrote, a .safetensors, or
+    Flax's .msgpack; a REF is a version that was kept as it is. Nothing in it is run, and
+    nothing is saved unless everything fits.
     """
     zoo = call.open()
     found = _migration(call, zoo, old, mapping, target, as_is)
@@ -124,6 +125,7 @@ def _print_report(report: Report) -> None:
 _HOW = {
     "map": "the map",
     "target": "the target's shapes",
+    "map and target": "the map and the target's shapes",
     "names": "names and shapes alone",
     "as is": "their own names, as is",
     "flax": "Flax's own names",

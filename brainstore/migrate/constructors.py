@@ -34,8 +34,8 @@ _PLAIN = frozenset([float, bool, type(None)])
 class Budget:
     """What constructors may build from one pickle, in bytes."""
 
-    def __init__(self, size_bytes: int = MAX_BUILT_BYTES) -> None:
-        self._left = size_bytes
+    def __init__(self) -> None:
+        self._left = MAX_BUILT_BYTES
 
     def spend(self, size_bytes: int) -> None:
         """Raise BadParams once more than the budget has been spent."""

@@ -59,8 +59,9 @@ def convert_torch_to_flax(
         state: {name: tensor of torch, or array}, or a dict that has such a dict somewhere.
         mapping: a map, as TOML file or dict, that says what becomes what.
         target: a pytree of arrays or jax.ShapeDtypeStruct whose shapes the result must
-            have, such as linen's `init` gives, or an nnx Module. Without a map it also
-            tells what becomes what. Without both, names and shapes do, if they can.
+            have, such as linen's `init` gives, or an nnx Module. It also tells what
+            becomes of the layers that the map has no line for. Without map and target,
+            names and shapes do, if they can.
 
     Returns:
         {"params": …}, and {"batch_stats": …} where there is BatchNorm, as linen's `init`
@@ -91,12 +92,13 @@ def convert(
     arrays, made = folded(opened.arrays)
     shapes, flavour = _target(target, layers.flavour)
     kept, dropped, problems = _without_dropped(arrays, layers.drop)
-    how = "map" if layers.lines else "names" if shapes is None else "target"
-    lines = layers.lines or _found_lines(kept, shapes, flavour)
+    lines = (*layers.lines, *_found_lines(kept, layers.lines, shapes, flavour))
+    found = "names" if shapes is None else "target"
+    how = [*(["map"] if layers.lines else []), *([found] if len(lines) > len(layers.lines) else [])]
     conversion = _Applied(kept, flavour, lines, problems)
     conversion.require_fit(shapes)
     report = Report(
-        how=how,
+        how=" and ".join(how),
         root=opened.root,
         stripped=list(opened.stripped),
         folded=list(made),
@@ -129,11 +131,27 @@ def _shape(path: str, leaf: Any) -> Shape:
 
 
 def _found_lines(
-    arrays: Mapping[str, Array], shapes: Mapping[str, Shape] | None, flavour: str
+    arrays: Mapping[str, Array],
+    given: tuple[Line, ...],
+    shapes: Mapping[str, Shape] | None,
+    flavour: str,
 ) -> tuple[Line, ...]:
+    """Return the lines that the map does not have: those of the target, or of names alone."""
     if shapes is None:
-        return matching.infer(arrays)
-    return matching.match(arrays, _without_collections(shapes, flavour), flavour)
+        return () if given else matching.infer(arrays)
+    settled = {name for line in given for name in below(arrays, line)}
+    made = {path for line in given for path in _leaf_paths(arrays, line)}
+    places = _without_collections(shapes, flavour)
+    free = {path: shape for path, shape in places.items() if path not in made}
+    return matching.match(arrays, free, flavour, settled)
+
+
+def _leaf_paths(arrays: Mapping[str, Array], line: Line) -> list[str]:
+    try:
+        names = convert_line(arrays, line).leaves
+    except BadParams:
+        return []  # told when the lines are applied
+    return ["/".join(part for part in (line.flax, name) if part) for name in names]
 
 
 def _without_collections(shapes: Mapping[str, Shape], flavour: str) -> dict[str, Shape]:

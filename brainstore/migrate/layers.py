@@ -28,7 +28,7 @@ def linear(parts: Parts, options: Options) -> Leaves:
     weight = parts.take("weight", 2)
     if sizes := options.get("flatten"):
         weight = _channels_last(parts, weight, sizes)
-    return {"kernel": weight.T, **_bias(parts)}
+    return {"kernel": weight.T, **_bias(parts, weight.shape[0])}
 
 
 def _channels_last(parts: Parts, weight: Array, sizes: list[int]) -> Array:
@@ -45,7 +45,7 @@ def conv(parts: Parts, options: Options) -> Leaves:
     """Conv1d, 2d, 3d: weight (O, I/g, k…) -> kernel (k…, I/g, O); bias as it is."""
     weight = parts.take("weight", (3, 4, 5))
     window = range(2, weight.ndim)
-    return {"kernel": weight.transpose(*window, 1, 0), **_bias(parts)}
+    return {"kernel": weight.transpose(*window, 1, 0), **_bias(parts, weight.shape[0])}
 
 
 def conv_transpose(parts: Parts, options: Options) -> Leaves:
@@ -61,14 +61,16 @@ def conv_transpose(parts: Parts, options: Options) -> Leaves:
             f"{options['groups']}"
         )
     window = tuple(range(2, weight.ndim))
+    bias = _bias(parts, weight.shape[1])
     if options.get("transpose_kernel", False):
-        return {"kernel": weight.transpose(*window, 1, 0), **_bias(parts)}
-    return {"kernel": np.flip(weight, window).transpose(*window, 0, 1), **_bias(parts)}
+        return {"kernel": weight.transpose(*window, 1, 0), **bias}
+    return {"kernel": np.flip(weight, window).transpose(*window, 0, 1), **bias}
 
 
 def norm(parts: Parts, options: Options) -> Leaves:
     """LayerNorm, GroupNorm, RMSNorm: weight -> scale; bias as it is."""
-    return {"scale": parts.take("weight"), **_bias(parts)}
+    weight = parts.take("weight")
+    return {"scale": weight, **_bias(parts, *weight.shape)}
 
 
 def batch_norm(parts: Parts, options: Options) -> Leaves:
@@ -150,8 +152,13 @@ def copy(parts: Parts, options: Options) -> Leaves:
     return {"": parts.take("")}
 
 
-def _bias(parts: Parts) -> Leaves:
+def _bias(parts: Parts, *shape: int) -> Leaves:
     bias = parts.find("bias")
+    if bias is not None and bias.shape != shape:
+        raise BadParams(
+            f"{parts.name('bias')} has the shape {list(bias.shape)}; rule {parts.rule} expects "
+            f"{list(shape)} beside this weight"
+        )
     return {} if bias is None else {"bias": bias}
 
 

@@ -11,7 +11,8 @@ A TOML file, or a dict of the same form:
       { torch = "rnn", flax = "rnn", rule = "lstm", layer = 1 },
     ]
 
-All of it may be left out; without `layers` the lines are found from the target.
+All of it may be left out. Layers that no line is about are found from the target, if there
+is one.
 """
 
 from __future__ import annotations

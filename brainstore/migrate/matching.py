@@ -7,7 +7,7 @@ the target, is named in the error, with the line of the map that would settle it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from brainstore.dtypes import Array
 from brainstore.errors import BadParams
@@ -30,21 +30,25 @@ Options = dict[str, dict[str, list[Line]]]
 """By torch prefix (or cell), the Flax modules that fit, and the rules by which they do."""
 
 
-def match(state: Mapping[str, Array], target: Shapes, flavour: str) -> tuple[Line, ...]:
+def match(
+    state: Mapping[str, Array], target: Shapes, flavour: str, settled: Collection[str] = ()
+) -> tuple[Line, ...]:
     """Return a line for each module of the state, so that the target's modules come out.
 
-    A module goes to the one of the same name, else to the only one of its shapes, else,
-    where both sides are numbered, to the one that is as far in the row.
+    Modules whose tensors are `settled`, by lines of a map, get none. Another goes to the one
+    of the same name, else to the only one of its shapes, else, where both sides are numbered,
+    to the one that is as far in the row.
 
     Raises:
         BadParams: a module has no place, or more than one.
     """
-    modules = torch_modules(state)
+    every = torch_modules(state)
+    modules = [module for module in every if not set(module.names) & set(settled)]
     matcher = _Matcher(modules, _options(modules, state, target, flavour))
     matcher.by_name()
     while matcher.by_elimination() or matcher.by_number():
         pass
-    return matcher.lines(flax_modules(target))
+    return matcher.lines(flax_modules(target), every)
 
 
 def _options(
@@ -128,14 +132,14 @@ class _Matcher:
                 return True
         return False
 
-    def lines(self, places: Mapping[str, Shapes]) -> tuple[Line, ...]:
+    def lines(self, places: Mapping[str, Shapes], every: list[TorchModule]) -> tuple[Line, ...]:
         """Return the lines, or raise BadParams with all that is not settled."""
         found, problems = [], []
         for index, module in enumerate(self.modules):
             fits = self.options[index]
             lines = [line for each in fits.values() for line in _of_kind(each)]
             if index in self.chosen and len(lines) == 1:
-                problem = _flatten_problem(module, lines[0], list(self.modules))
+                problem = _flatten_problem(module, lines[0], every)
                 found.append(lines[0])
             else:
                 problem = _unsettled(module, lines)

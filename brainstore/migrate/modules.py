@@ -42,6 +42,11 @@ class TorchModule:
     shapes: Shapes
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The whole names of its tensors."""
+        return [".".join(part for part in (self.prefix, rest) if part) for rest in self.shapes]
+
     def line(self, flax: str, rule: str, **options: Any) -> Line:
         return Line((self.prefix,), flax, rule, {**self.options, **options})
 

@@ -43,8 +43,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that a migration read, made and left out.
 
     Attributes:
-        how: "map", "target", "names" (nothing but names and shapes told the layers),
-            "as is", or "flax" (it needed no conversion).
+        how: what told the layers: "map", "target", "map and target", or "names" (nothing
+            but names and shapes); "as is", or "flax", where nothing was converted.
         root, stripped: where the state dict was, and prefixes taken off its names.
         folded: weights that were made of a length and a direction.
         dropped: tensors that Flax has no use for, or the map dropped.
