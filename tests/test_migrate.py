@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from blake3 import blake3
 from dial_encoders import DialEncoder, FlaxEncoder, assert_encodes_as
+from flax import nnx
 from torch_files import Asks, pickled, saved, write_archive
 
 import brainstore
@@ -191,6 +193,29 @@ def test_tied_weights_are_stored_once(zoo: BrainManager, tmp_path: Path) -> None
     np.testing.assert_array_equal(params["params"]["head"]["kernel"], weight.numpy().T)
 
 
+def test_a_module_of_nnx_is_filled_from_the_saved_version(
+    zoo: BrainManager, tmp_path: Path
+) -> None:
+    class Network(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.first = nnx.Linear(3, 4, rngs=rngs)
+            self.norm = nnx.BatchNorm(4, use_running_average=True, epsilon=1e-5, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.norm(self.first(x))
+
+    module = torch.nn.Sequential(
+        OrderedDict(first=torch.nn.Linear(3, 4), norm=torch.nn.BatchNorm1d(4))
+    )
+    module(torch.randn(9, 3))
+    path = saved(tmp_path / "a.pt", module.eval().state_dict())
+    network = Network(nnx.Rngs(0))
+    migrate(path, target=network).save(zoo, "nnx")
+    zoo.load_into(network, "nnx")
+    x = torch.randn(2, 3)
+    np.testing.assert_allclose(network(x.numpy()), module(x).detach().numpy(), atol=1e-5)
+
+
 # As is, and later
 
 
@@ -204,6 +229,9 @@ def test_tensors_may_be_kept_as_they_are_and_converted_later(
         "epoch": 7,
         "view": torch.arange(6.0).reshape(2, 3).t(),
         "half": torch.ones(3, dtype=torch.bfloat16),
+        "seed": 2**100,
+        "best": np.float64(0.5),
+        "worst": float("nan"),
     }
     path = saved(tmp_path / "all.pt", checkpoint)
     migrate(path, as_is=True).save(zoo, "old")
@@ -214,7 +242,13 @@ def test_tensors_may_be_kept_as_they_are_and_converted_later(
     np.testing.assert_array_equal(params["view"], checkpoint["view"])
     np.testing.assert_array_equal(params["optimizer"]["state"][0]["exp_avg"], [1, 1])
     report = decode(zoo.file("old", "migration.json"))
-    assert report.values == {"optimizer/state/0/step": 3, "optimizer/lr/0": 0.1, "epoch": 7}
+    assert report.values == {
+        "optimizer/state/0/step": 3,
+        "optimizer/lr/0": 0.1,
+        "epoch": 7,
+        "seed": hex(2**100),
+        "best": 0.5,
+    }
 
     later = migrate_version(zoo, "old", mapping={"root": "model"})
     later.save(zoo, "dial_encoder")
@@ -228,6 +262,18 @@ def test_as_is_takes_no_map(v2: tuple[Path, DialEncoder]) -> None:
     layers = [{"torch": "net.0", "flax": "a", "rule": "linear"}]
     with pytest.raises(BadParams, match="nothing is converted"):
         migrate(path, as_is=True, mapping={"layers": layers})
+
+
+def test_a_tensor_alone_is_kept(zoo: BrainManager, tmp_path: Path) -> None:
+    migrate(saved(tmp_path / "a.pt", torch.arange(3.0)), as_is=True).save(zoo, "alone")
+    np.testing.assert_array_equal(zoo.load("alone", as_numpy=True)[0], [0, 1, 2])
+
+
+def test_keys_that_read_the_same_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"3": torch.ones(2), 3: torch.zeros(1)})
+    for as_is in (True, False):
+        with pytest.raises(BadParams, match="same"):
+            migrate(path, as_is=as_is)
 
 
 def test_mixed_keys_are_kept_as_text(zoo: BrainManager, tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_msgpack_of_flax_brings_params_and_groups(zoo: BrainManager, tmp_path: P
     jax.tree.map(np.testing.assert_array_equal, groups["params"]["params"], variables["params"])
     stats = variables["batch_stats"]
     jax.tree.map(np.testing.assert_array_equal, groups["batch_stats"], stats)
-    with pytest.raises(BadParams, match="does not fit the target: params/Dense_0/bias"):
+    with pytest.raises(
+        BadParams, match=r"at 6 leaves: params/Dense_0/bias \(expected \[5\], found \[4\]\)"
+    ):
         migrate(path, target={"params": {"Dense_0": {"bias": jnp.zeros(5)}}})
     with pytest.raises(BadParams, match="takes no map"):
         migrate(path, mapping={"layers": [{"torch": "", "flax": "a", "rule": "copy"}]})
@@ -85,7 +87,8 @@ def test_a_train_state_of_flax_keeps_its_optimizer_beside_the_params(
     path.write_bytes(serialization.to_bytes(state))
     migrate(path).save(zoo, "trained")
     groups, _ = zoo.load("trained", groups="all")
-    assert {"params", "opt_state"} <= set(groups)
+    assert set(groups) == {"params", "opt_state", "step"}
+    assert groups["step"] == 0
     mu = groups["opt_state"]["0"]["mu"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(mu, np.zeros((3, 4)))
 
@@ -136,7 +139,7 @@ def test_msgpack_that_is_damaged_is_refused(tmp_path: Path, body: bytes) -> None
         migrate(path)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**4), st.binary(min_size=1, max_size=3))
 def test_edited_msgpack_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, at: int, content: bytes

@@ -390,5 +390,7 @@ def test_what_is_no_state_dict_is_refused() -> None:
             convert_torch_to_flax(value)
     with pytest.raises(Unsupported, match=r"w: JAX has no tensor such as torch's torch\.sparse"):
         convert_torch_to_flax({"w": torch.eye(2).to_sparse()})
+    with pytest.raises(BadParams, match=r"w: dtype <U4 cannot be stored"):
+        convert_torch_to_flax({"w": np.array(["text"])})
     with pytest.raises(BadParams, match="target: w: expected an array"):
         convert_torch_to_flax(mlp(2, 2).state_dict(), None, {"w": "text"})

@@ -124,12 +124,13 @@ def _nested(entries: Mapping[str, Array]) -> dict[str, Any]:
 
 def is_tensor(value: object) -> bool:
     """Return whether a value is an array, or a tensor of torch or of its files."""
-    if isinstance(value, StoredTensor | np.ndarray) or _is_torch(value):
+    if isinstance(value, StoredTensor | ArrayDraft | np.ndarray) or _is_torch(value):
         return True
-    return isinstance(value, ArrayDraft) or type(value).__module__.startswith("jax")
+    return type(value).__module__.startswith("jax") and hasattr(value, "__array__")
 
 
 def _is_torch(value: object) -> bool:
+    # Who has a tensor of torch has imported it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -154,13 +155,13 @@ def _of_torch(tensor: Any) -> Array:
     name = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if name is None or tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
         raise Unsupported(f"JAX has no tensor such as torch's {tensor.layout}, {tensor.dtype}")
-    import torch
-
     # A copy: a live tensor goes on learning. NumPy has no bfloat16 that torch knows of; the
     # bits are the same.
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone().reshape(-1)
-    flat = plain.view(torch.uint8).numpy() if plain.numel() else np.empty(0, np.uint8)
-    return flat.view(numpy_dtype(name)).reshape(tuple(tensor.shape))
+    if not plain.numel():
+        return np.empty(tuple(tensor.shape), numpy_dtype(name))
+    raw: Array = plain.view(sys.modules["torch"].uint8).numpy()
+    return raw.view(numpy_dtype(name)).reshape(tuple(tensor.shape))
 
 
 def walk(tree: Any) -> Iterator[tuple[Keys, Any]]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from brainstore.dtypes import Array, Shape, logical_dtype
+from brainstore.dtypes import Array, Shape
 from brainstore.errors import BadParams
 from brainstore.migrate import matching
 from brainstore.migrate.layers import RULES, Converted, Line, below, convert_line
 from brainstore.migrate.mapping import LayerMap, Source
-from brainstore.migrate.report import LayerReport, LeafReport, Report
+from brainstore.migrate.report import LayerReport, Report, leaf_report
 from brainstore.migrate.state import open_state
 from brainstore.migrate.tensors import folded
 from brainstore.pytree.walk import walk
@@ -281,11 +281,6 @@ def _layer_report(
         options=dict(line.options),
         leaves=[leaf_report(path, leaf) for path, leaf in leaves.items()],
     )
-
-
-def leaf_report(path: str, leaf: Array) -> LeafReport:
-    """Return what a report says of a leaf."""
-    return LeafReport(path=path, shape=list(leaf.shape), dtype=logical_dtype(leaf))
 
 
 def _nested(leaves: Mapping[str, Array]) -> dict[str, Any]:

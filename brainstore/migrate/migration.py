@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -14,15 +15,23 @@ from brainstore.errors import BadParams, Unsupported
 from brainstore.manager import BrainManager
 from brainstore.meta import BrainMeta
 from brainstore.migrate.checkpoint import FLAX, Checkpoint, read_checkpoint
-from brainstore.migrate.conversion import convert, leaf_report
+from brainstore.migrate.conversion import convert
 from brainstore.migrate.mapping import LayerMap, Source
-from brainstore.migrate.report import FILE, LayerReport, Report, SourceReport
+from brainstore.migrate.report import (
+    FILE,
+    LayerReport,
+    LeafReport,
+    Report,
+    SourceReport,
+    leaf_report,
+)
 from brainstore.migrate.state import tensors_as_they_are
 from brainstore.pytree.walk import walk
 
 V2_NAME = "dial_encoder"
 
 _PARAMS = "params"
+_MAX_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -202,42 +211,43 @@ def _as_is(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
     if layers.lines or target is not None:
         raise BadParams("as is means that nothing is converted; drop the map and the target")
     tensors, values = tensors_as_they_are(checkpoint.tree, checkpoint.size_bytes)
-    return Migration(os.fspath(checkpoint.path), tensors, _plain_report("as is", tensors, values))
+    report = _unconverted("as is", tensors)
+    report = msgspec.structs.replace(report, aside=list(values), values=values)
+    return Migration(os.fspath(checkpoint.path), tensors, report)
 
 
 def _as_flax(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
     if layers.lines:
         raise BadParams("the file has Flax's names and layouts already; it takes no map")
-    tree, values = tensors_as_they_are(checkpoint.tree)
+    tree = checkpoint.tree
     is_variables = isinstance(tree, dict) and _PARAMS in tree
     params = {_PARAMS: tree[_PARAMS]} if is_variables else tree
     groups = {key: tree[key] for key in tree if key != _PARAMS} if is_variables else {}
-    _require_target(tree, target)
-    report = _plain_report("flax", tree, values)
+    report = _unconverted("flax", tree)
+    _require_target(report.layers[0].leaves, target)
     return Migration(os.fspath(checkpoint.path), params, report, groups)
 
 
-def _require_target(tree: Any, target: Any) -> None:
+def _require_target(leaves: Sequence[LeafReport], target: Any) -> None:
     if target is None:
         return
-    wanted = {path: tuple(leaf.shape) for path, leaf in walk(target, "target")[1]}
-    found = {path: tuple(leaf.shape) for path, leaf in walk(tree, "file")[1]}
+    wanted = {path: list(leaf.shape) for path, leaf in walk(target, "target")[1]}
+    found = {leaf.path: leaf.shape for leaf in leaves}
     wrong = [path for path in {**wanted, **found} if wanted.get(path) != found.get(path)]
     if wrong:
-        shown = ", ".join(f"{path} {found.get(path)}" for path in wrong[:12])
-        raise BadParams(f"the file does not fit the target: {shown}")
+        shown = ", ".join(
+            f"{path} (expected {wanted.get(path, 'none')}, found {found.get(path, 'none')})"
+            for path in wrong[:_MAX_SHOWN]
+        )
+        raise BadParams(f"the file does not fit the target, at {len(wrong)} leaves: {shown}")
 
 
-def _plain_report(how: str, tree: Any, values: dict[str, Any]) -> Report:
-    leaves = walk(tree, "file")[1]
-    made = [leaf_report(path, leaf) for path, leaf in leaves]
-    layer = LayerReport(torch={}, rule=how, flax="", options={}, leaves=made)
+def _unconverted(how: str, tree: Any) -> Report:
+    made = [leaf_report(path, leaf) for path, leaf in walk(tree, "file")[1]]
     return Report(
         how=how,
-        layers=[layer],
-        aside=list(values),
-        values={key: value for key, value in values.items() if value == value},
-        tensors_read=len(leaves),
-        leaves_made=len(leaves),
-        parameters=sum(leaf.size for _, leaf in leaves),
+        layers=[LayerReport(torch={}, rule=how, flax="", options={}, leaves=made)],
+        tensors_read=len(made),
+        leaves_made=len(made),
+        parameters=sum(math.prod(leaf.shape) for leaf in made),
     )

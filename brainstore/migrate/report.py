@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from brainstore.errors import Corrupt
+from brainstore.dtypes import logical_dtype
+from brainstore.errors import BadParams, Corrupt
 
 FILE = "migration.json"
 FORMAT = 1
@@ -18,6 +20,19 @@ class LeafReport(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     shape: list[int]
     dtype: str
+
+
+def leaf_report(path: str, leaf: Any) -> LeafReport:
+    """Return what a report says of an array or a number.
+
+    Raises:
+        BadParams: no leaf can be that; the message names it.
+    """
+    array = np.asarray(leaf)
+    try:
+        return LeafReport(path=path, shape=list(array.shape), dtype=logical_dtype(array))
+    except BadParams as error:
+        raise BadParams(f"{path}: {error}") from error
 
 
 class LayerReport(msgspec.Struct, frozen=True, kw_only=True):

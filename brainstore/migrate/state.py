@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brainstore.dtypes import Array
+import numpy as np
+
+from brainstore.dtypes import Array, logical_dtype
 from brainstore.errors import BadParams, Unsupported
 from brainstore.migrate.checkpoint import Keys, array_of, is_tensor, walk
 from brainstore.migrate.torchfile import Opaque, StoredTensor
 
 _SLACK_BYTES = 1 << 30
+_JSON_BITS = 63
 _NO_NETWORK = ("optim", "opt_", "sched", "lr_", "scaler", "grad_scaler", "rng")
 
 
@@ -51,6 +54,8 @@ def open_state(tree: Any, root: str | None = None, size_bytes: int | None = None
     values = [(path, value) for path, value in walk(found) if path]
     _require_numbers(values)
     tensors = {path: value for path, value in values if is_tensor(value)}
+    if len({path for path, _ in values}) != len(values):
+        raise BadParams("two keys of the checkpoint, a text and a number, read the same")
     if not tensors:
         raise BadParams(f"there is no tensor in {_named('.'.join(above))}")
     _require_bounded(list(tensors.values()), size_bytes)
@@ -91,7 +96,10 @@ def _at(tree: Any, root: str) -> Any:
 
 def _children(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return {str(key): child for key, child in value.items()}
+        found = {str(key): child for key, child in value.items()}
+        if len(found) != len(value):
+            raise BadParams("two keys of the checkpoint, a text and a number, read the same")
+        return found
     if isinstance(value, list | tuple):
         return {str(index): child for index, child in enumerate(value)}
     return {}
@@ -175,6 +183,7 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
     for name, value in tensors.items():
         try:
             arrays[name] = array_of(value)
+            logical_dtype(arrays[name])
         except (BadParams, Unsupported) as error:
             raise type(error)(f"{name}: {error}") from error
     return arrays
@@ -198,12 +207,20 @@ def tensors_as_they_are(tree: Any, size_bytes: int | None = None) -> tuple[Any, 
     kept = _pruned(tree)
     if kept is None:
         raise BadParams("there is no tensor in the checkpoint")
-    plain = {
-        "/".join(path): value
-        for path, value in values
-        if not is_tensor(value) and isinstance(value, str | int | float | bool)
-    }
-    return kept, plain
+    texts = (("/".join(path), value) for path, value in values if not is_tensor(value))
+    return kept, {path: _plain(value) for path, value in texts if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | bool | int | float | np.number | np.bool_) and value == value
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or text as JSON has it; hexadecimal where an integer is too long."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    is_long = type(value) is int and value.bit_length() > _JSON_BITS
+    return hex(value) if is_long else str(value) if isinstance(value, complex) else value
 
 
 def _pruned(value: Any) -> Any:

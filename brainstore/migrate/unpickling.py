@@ -286,7 +286,7 @@ def _signed(machine: _Machine, form: str) -> int:
 
 
 def _text(machine: _Machine, form: str) -> str:
-    return machine.take(machine.number(form)).decode("utf-8", "surrogatepass")
+    return machine.take(machine.number(form)).decode()
 
 
 _STEPS: dict[bytes, Callable[[_Machine], None]] = {
