@@ -23,7 +23,7 @@ from torch_files import Asks, pickled, saved, write_archive
 import brainstore
 from brainstore import BadParams, BrainManager, BrainMeta, convert_torch_to_flax
 from brainstore.errors import Corrupt
-from brainstore.migrate import migrate, migrate_v2_checkpoint, migrate_version
+from brainstore.migrate import migrate, migrate_v2_checkpoint, migrate_version, shapes_of
 from brainstore.migrate.report import decode
 
 
@@ -95,12 +95,12 @@ def test_v2_with_a_map_another_name_and_fields(
         path, zoo, name="speaker", mapping={"layers": layers}, notes="ours", training_steps=4000
     )
     assert full_name == "speaker_v1"
-    params, meta = zoo.load("speaker", target={"params": shapes_of(FlaxEncoder(), 8)})
+    params, meta = zoo.load("speaker", target={"params": shapes_of_network(FlaxEncoder(), 8)})
     assert_encodes_as(module, params)
     assert (meta.notes, meta.training_steps, meta.output_dim) == ("ours", 4000, 36)
 
 
-def shapes_of(network: nn.Module, width: int) -> Any:
+def shapes_of_network(network: nn.Module, width: int) -> Any:
     return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, width)))["params"]
 
 
@@ -165,6 +165,17 @@ def test_batch_statistics_are_a_group_of_their_own(zoo: BrainManager, tmp_path: 
     variables = {**groups["params"], "batch_stats": groups["batch_stats"]}
     found = Normed().apply(variables, x.numpy())
     np.testing.assert_allclose(found, module(x).detach().numpy(), atol=1e-5)
+
+
+def test_a_version_with_batch_statistics_is_a_target(zoo: BrainManager, tmp_path: Path) -> None:
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+    migrate(saved(tmp_path / "a.pt", network().state_dict())).save(zoo, "normed")
+    state = {f"net.{name}": tensor for name, tensor in network().state_dict().items()}
+    found = migrate(saved(tmp_path / "b.pt", state), target=shapes_of(zoo, "normed:1"))
+    assert set(found.params["params"]) == {"Dense_0", "BatchNorm_0"}
+    assert set(found.groups["batch_stats"]["BatchNorm_0"]) == {"mean", "var"}
 
 
 def test_nothing_is_saved_unless_everything_fits(zoo: BrainManager, tmp_path: Path) -> None:
@@ -260,8 +271,9 @@ def test_tensors_may_be_kept_as_they_are_and_converted_later(
 def test_as_is_takes_no_map(v2: tuple[Path, DialEncoder]) -> None:
     path, _ = v2
     layers = [{"torch": "net.0", "flax": "a", "rule": "linear"}]
-    with pytest.raises(BadParams, match="nothing is converted"):
-        migrate(path, as_is=True, mapping={"layers": layers})
+    for mapping in ({"layers": layers}, {"root": "net"}):
+        with pytest.raises(BadParams, match="nothing is converted"):
+            migrate(path, as_is=True, mapping=mapping)
 
 
 def test_a_tensor_alone_is_kept(zoo: BrainManager, tmp_path: Path) -> None:

@@ -354,6 +354,16 @@ def test_prefixes_of_wrappers_are_stripped() -> None:
     assert set(convert_torch_to_flax(mixed)["params"]) == {"module", "other"}
 
 
+def test_a_tensor_that_is_named_like_a_wrapper_keeps_its_name() -> None:
+    for name in ("module", "_orig_mod"):
+        assert set(convert_torch_to_flax({name: torch.ones(2)})["params"]) == {name}
+
+
+def test_other_collections_of_a_target_come_from_no_checkpoint() -> None:
+    target = {**target_of(Torso(), jnp.zeros((1, 4))), "cache": {"index": jnp.zeros(())}}
+    assert set(convert_torch_to_flax(TorchTorso().state_dict(), None, target)) == {"params"}
+
+
 def test_names_that_are_one_after_stripping_are_refused() -> None:
     state = {"a.weight": torch.ones(2), "a._orig_mod.weight": torch.ones(2)}
     assert "two tensors of the checkpoint have the same name" in refused(state)

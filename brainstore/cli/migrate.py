@@ -76,12 +76,12 @@ def migrate(
 def _migration(
     call: Call, zoo: BrainManager, old: str, mapping: str | None, target: str | None, as_is: bool
 ) -> Migration:
-    from brainstore.migrate import migrate, migrate_version
+    from brainstore.migrate import migrate, migrate_version, shapes_of
 
     shapes = None
     if target is not None:
         owner, ref = call.open_for(target)
-        shapes = owner.abstract(ref)
+        shapes = shapes_of(owner, ref)
     if os.path.exists(old):
         return migrate(old, mapping=mapping, target=shapes, as_is=as_is)
     if as_is:

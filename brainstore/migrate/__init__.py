@@ -20,6 +20,7 @@ from brainstore.migrate.migration import (
     migrate,
     migrate_v2_checkpoint,
     migrate_version,
+    shapes_of,
 )
 from brainstore.migrate.report import Report
 
@@ -34,4 +35,5 @@ __all__ = [
     "migrate_v2_checkpoint",
     "migrate_version",
     "read_checkpoint",
+    "shapes_of",
 ]

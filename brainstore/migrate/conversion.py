@@ -42,9 +42,10 @@ class Conversion:
     @property
     def groups(self) -> dict[str, Any]:
         """linen's batch statistics, if there are any, as a group to save beside the params."""
-        if set(self.variables) != {PARAMS, BATCH_STATS}:
-            return {}
-        return {BATCH_STATS: self.variables[BATCH_STATS]}
+        is_linen = set(self.variables) <= {PARAMS, BATCH_STATS}
+        return {
+            key: tree for key, tree in self.variables.items() if is_linen and key == BATCH_STATS
+        }
 
 
 def convert_torch_to_flax(
@@ -116,11 +117,16 @@ def _target(target: Any, flavour: str | None) -> tuple[dict[str, Shape] | None, 
     """Return the shapes of a target by path, and the flavour: linen has collections."""
     if target is None:
         return None, flavour or "linen"
-    leaves = walk(target, "target")[1]
-    # A module's random state comes from no checkpoint.
-    shapes = {path: _shape(path, leaf) for path, leaf in leaves if "rngs" not in path.split("/")}
-    is_linen = any(path.startswith(f"{PARAMS}/") for path in shapes)
-    return shapes, flavour or ("linen" if is_linen else "nnx")
+    shapes = {path: _shape(path, leaf) for path, leaf in walk(target, "target")[1]}
+    has_params = any(path.startswith(f"{PARAMS}/") for path in shapes)
+    flavour = flavour or ("linen" if has_params else "nnx")
+    return {path: shape for path, shape in shapes.items() if _is_learned(path, flavour)}, flavour
+
+
+def _is_learned(path: str, flavour: str) -> bool:
+    """Return whether a leaf comes from a checkpoint: no cache of linen, no random state of nnx."""
+    segments = path.split("/")
+    return segments[0] in (PARAMS, BATCH_STATS) if flavour == "linen" else "rngs" not in segments
 
 
 def _shape(path: str, leaf: Any) -> Shape:

@@ -26,8 +26,8 @@ _NUMBERED = re.compile(r"(.*?)_?(\d+)")
 _AUTO = {"ConvTranspose": "conv_transpose", "Conv": "conv"}
 _MAX_SHOWN = 12
 
-Options = dict[str, dict[str, list[Line]]]
-"""By torch prefix (or cell), the Flax modules that fit, and the rules by which they do."""
+Options = dict[str, list[Line]]
+"""By the Flax modules that fit a torch module: the rules by which they do."""
 
 
 def match(
@@ -53,12 +53,12 @@ def match(
 
 def _options(
     modules: Sequence[TorchModule], state: Mapping[str, Array], target: Shapes, flavour: str
-) -> list[dict[str, list[Line]]]:
+) -> list[Options]:
     places = flax_modules(target)
     heads = {leaves["query/kernel"][1] for leaves in places.values() if _is_attention(leaves)}
-    found: list[dict[str, list[Line]]] = []
+    found: list[Options] = []
     for module in modules:
-        fits: dict[str, list[Line]] = {}
+        fits: Options = {}
         for line, made in candidates(module, state, sorted(heads), flavour):
             for path, leaves in places.items():
                 if made == signature(leaves) and _may_be(module, path, leaves):
@@ -85,9 +85,7 @@ def _segments(name: str, separator: str) -> list[str]:
 
 
 class _Matcher:
-    def __init__(
-        self, modules: Sequence[TorchModule], options: Sequence[dict[str, list[Line]]]
-    ) -> None:
+    def __init__(self, modules: Sequence[TorchModule], options: Sequence[Options]) -> None:
         self.modules = modules
         self.all = options
         self.options = [dict(each) for each in options]

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
+from brainstore import pytree
 from brainstore.errors import BadParams, Unsupported
 from brainstore.manager import BrainManager
 from brainstore.meta import BrainMeta
 from brainstore.migrate.checkpoint import FLAX, Checkpoint, read_checkpoint
-from brainstore.migrate.conversion import convert
+from brainstore.migrate.conversion import BATCH_STATS, PARAMS, convert
 from brainstore.migrate.mapping import LayerMap, Source
 from brainstore.migrate.report import (
     FILE,
@@ -30,7 +31,6 @@ from brainstore.pytree.walk import walk
 
 V2_NAME = "dial_encoder"
 
-_PARAMS = "params"
 _MAX_SHOWN = 12
 
 
@@ -155,6 +155,22 @@ def migrate_version(
     )
 
 
+def shapes_of(manager: BrainManager, ref: str) -> Any:
+    """Return the shapes of a version, its batch statistics too, as a target; none is read.
+
+    Raises:
+        As `BrainManager.manifest`.
+    """
+    manifest = manager.manifest(ref)
+    trees = {
+        name: pytree.abstract(group.structure, group.leaves)
+        for name, group in manifest.groups.items()
+        if name in (PARAMS, BATCH_STATS)
+    }
+    params = trees.pop(PARAMS)
+    return {**params, **trees} if isinstance(params, dict) and PARAMS in params else params
+
+
 def _with_source(found: Migration, source: SourceReport) -> Migration:
     return replace(found, report=msgspec.structs.replace(found.report, source=source))
 
@@ -208,7 +224,7 @@ def _dims(layers: list[LayerReport]) -> dict[str, int]:
 
 
 def _as_is(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
-    if layers.lines or target is not None:
+    if layers != LayerMap() or target is not None:
         raise BadParams("as is means that nothing is converted; drop the map and the target")
     tensors, values = tensors_as_they_are(checkpoint.tree, checkpoint.size_bytes)
     report = _unconverted("as is", tensors)
@@ -217,12 +233,12 @@ def _as_is(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
 
 
 def _as_flax(checkpoint: Checkpoint, layers: LayerMap, target: Any) -> Migration:
-    if layers.lines:
+    if layers != LayerMap():
         raise BadParams("the file has Flax's names and layouts already; it takes no map")
     tree = checkpoint.tree
-    is_variables = isinstance(tree, dict) and _PARAMS in tree
-    params = {_PARAMS: tree[_PARAMS]} if is_variables else tree
-    groups = {key: tree[key] for key in tree if key != _PARAMS} if is_variables else {}
+    is_variables = isinstance(tree, dict) and PARAMS in tree
+    params = {PARAMS: tree[PARAMS]} if is_variables else tree
+    groups = {key: tree[key] for key in tree if key != PARAMS} if is_variables else {}
     report = _unconverted("flax", tree)
     _require_target(report.layers[0].leaves, target)
     return Migration(os.fspath(checkpoint.path), params, report, groups)

@@ -161,13 +161,13 @@ def _require_bounded(tensors: Sequence[Any], size_bytes: int | None) -> None:
 
 
 def _without_wrappers(
-    tensors: Mapping[tuple[str, ...], Any],
+    tensors: Mapping[Keys, Any],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the tensors by name, without what DataParallel and torch.compile put there."""
     names = [tuple(part for key in path for part in key.split(".")) for path in tensors]
     stripped = []
     if any("_orig_mod" in name for name in names):
-        names = [tuple(part for part in name if part != "_orig_mod") for name in names]
+        names = [tuple(part for part in name if part != "_orig_mod") or name for name in names]
         stripped.append("_orig_mod.")
     while all(name[0] == "module" and len(name) > 1 for name in names):
         names = [name[1:] for name in names]
