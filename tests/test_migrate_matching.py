@@ -188,6 +188,27 @@ def test_a_target_of_the_same_names_tells_the_layers_by_name() -> None:
     np.testing.assert_array_equal(params["first"]["kernel"], state["first.weight"].numpy().T)
 
 
+def test_layers_of_equal_shape_go_by_number_only_if_others_confirm_the_order() -> None:
+    class Nested(nn.Module):
+        """Linen numbers the outer call first: the last layer is Dense_0."""
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(2)(nn.Dense(4)(nn.Dense(4)(nn.Dense(4)(x))))
+
+    class Twins(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(4)(nn.Dense(4)(x))
+
+    target = target_of(Nested(), jnp.zeros((1, 3)))
+    problem = refused(mlp(3, 4, 4, 4, 2).state_dict(), None, target)
+    assert '2 (weight[4, 4], bias[4]) may be { torch = "2", flax = "Dense_1"' in problem
+    assert 'or { torch = "2", flax = "Dense_2"' in problem
+    problem = refused(mlp(4, 4, 4).state_dict(), None, target_of(Twins(), jnp.zeros((1, 4))))
+    assert "free in the target: Dense_0, Dense_1" in problem
+
+
 def test_layers_of_equal_shape_and_other_names_are_refused() -> None:
     class Twins(nn.Module):
         @nn.compact

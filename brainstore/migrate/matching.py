@@ -36,8 +36,8 @@ def match(
     """Return a line for each module of the state, so that the target's modules come out.
 
     Modules whose tensors are `settled`, by lines of a map, get none. Another goes to the one
-    of the same name, else to the only one of its shapes, else, where both sides are numbered,
-    to the one that is as far in the row.
+    of the same name, else to the only one of its shapes, else, where both sides are numbered
+    and the layers around them confirm the order, to the one that is as far in the row.
 
     Raises:
         BadParams: a module has no place, or more than one.
@@ -125,10 +125,25 @@ class _Matcher:
         for paths, indices in rows.items():
             prefixes = [self.modules[index].prefix for index in indices]
             torch, flax = _row(prefixes, "."), _row(paths, "/")
-            if torch and flax and len(torch) == len(flax) == len(set(prefixes)):
-                self.choose(indices[prefixes.index(torch[0])], flax[0])
+            if len(torch) == len(flax) > 0 and self._is_confirmed(torch, flax):
+                first = min(torch)
+                self.choose(indices[prefixes.index(torch[first])], flax[min(flax)])
                 return True
         return False
+
+    def _is_confirmed(self, torch: dict[int, str], flax: dict[int, str]) -> bool:
+        """Return whether layers of the same row that shapes told are in the same order.
+
+        linen numbers modules as they are made, and of nested calls that is the outer first.
+        """
+        pairs = list(zip(sorted(torch), sorted(flax), strict=True))
+        known = []
+        for index, path in self.chosen.items():
+            one = _number_in(self.modules[index].prefix, torch, ".")
+            other = _number_in(path, flax, "/")
+            known += [(one, other)] if one is not None and other is not None else []
+        numbers = [number for _, number in sorted([*pairs, *known])]
+        return bool(known) and numbers == sorted(numbers)
 
     def lines(self, places: Mapping[str, Shapes], every: list[TorchModule]) -> tuple[Line, ...]:
         """Return the lines, or raise BadParams with all that is not settled."""
@@ -148,18 +163,29 @@ class _Matcher:
         return tuple(found)
 
 
-def _row(names: Sequence[str] | frozenset[str], separator: str) -> list[str]:
-    """Return names that differ only in the number at their end, in the order of that."""
-    numbered: list[tuple[int, str]] = []
+def _row(names: Collection[str], separator: str) -> dict[int, str]:
+    """Return names that differ only in the number at their end, by that; {} if they do not."""
+    found = {}
     stems = set()
     for name in names:
-        above, _, last = name.rpartition(separator)
-        match = _NUMBERED.fullmatch(last)
-        if match is None:
-            return []
-        stems.add((above, match[1]))
-        numbered.append((int(match[2]), name))
-    return [name for _, name in sorted(numbered)] if len(stems) == 1 else []
+        numbered = _numbered(name, separator)
+        if numbered is None or numbered[1] in found:
+            return {}
+        stems.add(numbered[0])
+        found[numbered[1]] = name
+    return found if len(stems) == 1 else {}
+
+
+def _numbered(name: str, separator: str) -> tuple[tuple[str, str], int] | None:
+    above, _, last = name.rpartition(separator)
+    match = _NUMBERED.fullmatch(last)
+    return None if match is None else ((above, match[1]), int(match[2]))
+
+
+def _number_in(name: str, row: dict[int, str], separator: str) -> int | None:
+    """Return the number of a name of the same row, and None of another."""
+    one, other = _numbered(name, separator), _numbered(next(iter(row.values())), separator)
+    return one[1] if one and other and one[0] == other[0] else None
 
 
 def _of_kind(lines: list[Line]) -> list[Line]:
