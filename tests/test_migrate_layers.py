@@ -239,6 +239,13 @@ def test_weight_norm_of_a_convolution_is_folded() -> None:
     same(first(apply(layer, converted(module, "conv"), last(x))), module(x))
 
 
+def test_a_weight_without_a_direction_is_refused() -> None:
+    state = {"weight_g": torch.ones(3, 1), "weight_v": torch.zeros(3, 5)}
+    lines = [{"torch": "", "flax": "layer", "rule": "linear"}]
+    with pytest.raises(BadParams, match="direction of weight_norm is zero"):
+        convert_torch_to_flax(state, {"layers": lines})
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_other_parametrizations_are_refused() -> None:
     for wrap in (torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.spectral_norm):

@@ -167,6 +167,8 @@ def _product(name: str, length: Array, direction: Array) -> Array:
     norm = np.sqrt(np.sum(exact * exact, axes, keepdims=True))
     if length.ndim and norm.shape != length.shape:
         raise BadParams(f"{name}: its length {length.shape} does not fit {direction.shape}")
+    if not norm.all():
+        raise BadParams(f"{name}: a direction of weight_norm is zero, which has no length")
     return np.asarray(exact * (length.astype(np.float64) / norm), dtype=direction.dtype)
 
 
