@@ -28,8 +28,8 @@ ends = st.sampled_from([
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_ih_l0",
     "weight_hh_l0", "bias_ih_l0", "bias_hh_l0_reverse", "weight_hr_l0", "weight_ih", "weight_hh",
     "in_proj_weight", "in_proj_bias", "out_proj.weight", "q_proj_weight", "k_proj_weight",
-    "v_proj_weight", "bias_k", "weight_g", "weight_v", "weight_orig", "weight_u", "log_std", "", ".",
-    "parametrizations.weight.original0", "parametrizations.weight.original1",
+    "v_proj_weight", "bias_k", "weight_g", "weight_v", "weight_orig", "weight_u", "log_std", "",
+    "parametrizations.weight.original0", "parametrizations.weight.original1", ".",
 ])  # fmt: skip
 names = st.builds(lambda prefix, end: f"{prefix}.{end}" if prefix else end, prefixes, ends)
 arrays = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 12, 16]), max_size=4).map(
