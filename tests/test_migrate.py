@@ -104,6 +104,23 @@ def shapes_of_network(network: nn.Module, width: int) -> Any:
     return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, width)))["params"]
 
 
+def test_v2_takes_the_names_of_the_network_that_it_is_for(
+    zoo: BrainManager, v2: tuple[Path, DialEncoder]
+) -> None:
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(36, name="message")(nn.relu(nn.Dense(64, name="hidden")(x)))
+
+    path, module = v2
+    target = jax.eval_shape(Named().init, jax.random.key(0), jnp.zeros((1, 8)))
+    migrate_v2_checkpoint(path, zoo, target=target)
+    params, _ = zoo.load("dial_encoder", target=target)
+    x = torch.randn(4, 8)
+    expected = module(x).detach().numpy()
+    np.testing.assert_allclose(Named().apply(params, x.numpy()), expected, atol=1e-5)
+
+
 def test_two_heads_become_the_one_of_the_encoder(zoo: BrainManager, tmp_path: Path) -> None:
     body, token, payload = (torch.nn.Linear(*size) for size in ((8, 64), (64, 32), (64, 4)))
     module = torch.nn.ModuleDict({"body": body, "token": token, "payload": payload})

@@ -181,22 +181,23 @@ def migrate_v2_checkpoint(
     *,
     name: str = V2_NAME,
     mapping: Source | LayerMap | None = None,
+    target: Any = None,
     **meta_fields: Any,
 ) -> str:
     """Save a V2 checkpoint of PyTorch as the next version of `name`; return its full name.
 
-    Without a map it is a stack of linear layers, such as the DIAL encoder's, 8 → 64 → 36:
-    they become `Dense_0`, `Dense_1`, …, and their widths the dims of the meta.
+    Without map and target it is a stack of linear layers, such as the DIAL encoder's,
+    8 → 64 → 36: they become `Dense_0`, `Dense_1`, …, and their widths the dims of the meta.
 
     Args:
-        mapping: as for `convert_torch_to_flax`.
+        mapping, target: as for `convert_torch_to_flax`.
         meta_fields: fields of BrainMeta; those that are not given tell where it came from.
 
     Raises:
         As `migrate` and `BrainManager.save`; nothing is saved then.
     """
     known = {"brain_type": V2_NAME, "notes": "Migrated from V2 PyTorch", **meta_fields}
-    return migrate(old_path, mapping=mapping).save(manager, name, known)
+    return migrate(old_path, mapping=mapping, target=target).save(manager, name, known)
 
 
 def _converted(
