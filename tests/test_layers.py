@@ -18,7 +18,8 @@ LEVELS: dict[int, str] = {
     1: "records meta dtypes tensors packs pytree storage",
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",
-    4: "groups drafts deletion table history diff classic fsck sync",
+    4: "groups drafts deletion table history diff classic fsck sync "
+    "architecture programs",
     5: "manager",
     6: "networks demo",
     7: "cli",
