@@ -29,6 +29,7 @@ from brainstore.errors import (
 )
 
 if TYPE_CHECKING:
+    from brainstore.golden import Golden
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.pytree.structure import register
@@ -45,6 +46,7 @@ __all__ = [
     "Conflict",
     "Corrupt",
     "GateFailed",
+    "Golden",
     "NoZoo",
     "NotFound",
     "ReadOnly",
@@ -57,6 +59,7 @@ __all__ = [
 _HOMES = {
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "Golden": "brainstore.golden",
     "load": "brainstore.manager",
     "register": "brainstore.pytree.structure",
 }

@@ -19,10 +19,13 @@ from brainstore.versions import Version
 from brainstore.zoo import Where, Zoo
 
 if TYPE_CHECKING:
+    from brainstore.architecture import Apply
     from brainstore.diff import Diff
     from brainstore.drafts import Files, Parents
+    from brainstore.golden import Golden
     from brainstore.history import Happening
     from brainstore.sync import SyncReport
+    from brainstore.verification import Verification
 
 ALL = "all"
 
@@ -83,6 +86,9 @@ class BrainManager:
         frozen_experts: Mapping[str, str] | None = None,
         aliases: str | Iterable[str] = (),
         files: Files | None = None,
+        apply_fn: Apply | None = None,
+        example_obs: Any = None,
+        golden: Golden | bool | None = None,
         **meta_fields: Any,
     ) -> str:
         """Commit the next version of `name` and return its full name, such as ppo_swarm_v3.
@@ -103,21 +109,32 @@ class BrainManager:
             frozen_experts: {subtree of params: reference} that this version contains.
             aliases: pointers, such as "prod", to move to the new version.
             files: small files to keep with it, by name: a path, or the bytes.
+            apply_fn: the network as `apply_fn(params, obs)`, with params as `load` gives
+                them: a program of it is kept, which runs without its code, on CPU, CUDA
+                and TPU. See `attach_export` for one made later.
+            example_obs: observations [B, …], or one [obs_dim], for the program's shapes;
+                a tuple of arrays goes to `apply_fn` by position, a dict by keyword.
+            golden: what the network must do for some inputs, for `verify`. By default
+                what `apply_fn` does for `example_obs`; False: nothing.
             meta_fields: fields of BrainMeta, over those of `meta`.
 
         Raises:
-            BadParams: params, groups, meta or files cannot be stored; says which and why.
+            BadParams: params, groups, meta or files cannot be stored, or `apply_fn` cannot
+                be exported; says which and why.
             BadReference: the name, an alias or a reference does not parse.
             NotFound: a parent or expert does not exist.
             Conflict: others kept winning the next number; nothing was committed.
             ReadOnly, StoreUnavailable, Unsupported: the store would not have it.
         """
+        from brainstore.behaviour import with_behaviour
         from brainstore.commit import after_commit
         from brainstore.drafts import Draft, movable, named_meta, texts, trees_of
 
         model, pointers = Name(name), [movable(alias) for alias in texts("aliases", aliases)]
         record = named_meta(BrainMeta.of(meta), model, meta_fields)
-        trees = trees_of(params, groups)
+        trees, files = with_behaviour(
+            trees_of(params, groups), files, record.input_dim, apply_fn, example_obs, golden
+        )
         draft = Draft(self.zoo, model, record, trees, parents, frozen_experts, files)
         version, _ = self.zoo.committer.commit(model, draft.bodies, draft.manifest)
         if isinstance(meta, BrainMeta):
@@ -226,6 +243,60 @@ class BrainManager:
             raise NotFound(f"{found} has no file {name!r}; it has {sorted(manifest.files)}")
         wanted = {stored.blob: stored.size_bytes}
         return bytes(owner.blobs.open(wanted, owner=str(found), hashed=wanted)[stored.blob])
+
+    def attach_export(
+        self,
+        ref: str,
+        apply_fn: Apply,
+        example_obs: Any,
+        *,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        golden: Golden | bool | None = None,
+        aliases: str | Iterable[str] = (),
+    ) -> str:
+        """Commit the version with a program as the next one of its model; return its full name.
+
+        It has the same params, groups and metadata, of which nothing is stored again, and
+        `ref` as its parent, by the relation "exported". A program that was there is
+        replaced, which renews one that JAX will not read any more.
+
+        Args:
+            ref: the version whose params `apply_fn` takes.
+            apply_fn, example_obs: as for `save`; of BrainInference, `apply` will do.
+            platforms: where the program is to run: some of cpu, cuda, rocm, tpu.
+            golden: as for `save`; by default what was saved stays, and must be shown.
+            aliases: pointers to move to the new version.
+
+        Raises:
+            BadParams: `apply_fn` cannot be exported, or does not show the golden
+                behaviour; nothing was saved.
+        """
+        from brainstore.behaviour import attached
+        from brainstore.commit import after_commit
+        from brainstore.drafts import movable, texts
+
+        pointers = [movable(alias) for alias in texts("aliases", aliases)]
+        version = attached(self.zoo, ref, apply_fn, example_obs, platforms=platforms, golden=golden)
+        with after_commit(version):
+            for alias in pointers:
+                self._move(alias, version, why="set by the export")
+        return version.full_name
+
+    def verify(
+        self, ref: str, network_class: Callable[..., Any] | None = None, **network_kwargs: Any
+    ) -> Verification:
+        """Replay the golden behaviour of a version; return how far off it is.
+
+        With the network's class, built as `BrainInference` does, or without one with the
+        program that was saved.
+
+        Raises:
+            NotFound: there is nothing to verify.
+            BadParams: there is nothing to replay it with, or the class does not fit.
+        """
+        from brainstore.verification import verify
+
+        return verify(self.zoo, ref, network_class, network_kwargs)
 
     # Looking
 

@@ -38,7 +38,19 @@ _ORDER = [
         "rm",
         "undelete",
     ],
-    *["export", "import", "push", "pull", "sync", "cache", "doctor", "fsck", "demo", "completion"],
+    *[
+        "export",
+        "import",
+        "push",
+        "pull",
+        "sync",
+        "cache",
+        "doctor",
+        "fsck",
+        "verify",
+        "demo",
+        "completion",
+    ],
 ]
 
 _CODES: list[tuple[type[BaseException], int]] = [

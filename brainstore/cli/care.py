@@ -1,10 +1,10 @@
-"""Verbs that care for a zoo and this machine: cache, doctor, fsck; and completion, demo."""
+"""Verbs that care for a zoo and this machine: cache, doctor, fsck, verify; completion, demo."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from brainstore.cache import Cached
     from brainstore.fsck import Finding
     from brainstore.manager import BrainManager
+    from brainstore.verification import Verification
 
 
 @verbs.group("cache")
@@ -151,6 +152,56 @@ def _verdict(findings: Sequence[Finding]) -> str:
     counts = Counter(_state(finding).strip() for finding in findings)
     texts = [f"{number} {state}" for state, number in sorted(counts.items())]
     return ", ".join(texts) or "no damage found"
+
+
+@verb("verify")
+@click.argument("ref")
+@click.option(
+    "--network", metavar="MODULE:CLASS",
+    help="Replay with this class, imported from here, not with the stored program.",
+)  # fmt: skip
+def verify(call: Call, ref: str, network: str | None) -> None:
+    """Replay the golden behaviour of a version.
+
+    Says how far off each output is; exits with 5 if one is farther than its tolerance.
+    """
+    zoo, ref = call.open_for(ref)
+    network_class = None if network is None else _imported(network)
+    found = zoo.verify(ref, network_class)
+    if call.as_json:
+        render.print_json(_plain(found))
+    else:
+        click.echo(str(found))
+    if not found.holds:
+        click.get_current_context().exit(CORRUPT)
+
+
+def _imported(name: str) -> Any:
+    """Return what `module:Class` names; the module may lie in the current folder."""
+    import importlib
+    import sys
+
+    module, separator, attribute = name.partition(":")
+    if not module or not separator or not attribute:
+        raise click.UsageError(f"--network {name}: expected MODULE:CLASS, such as networks:MyActor")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"--network {name}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _plain(found: Verification) -> dict[str, Any]:
+    return {
+        "name": found.version.name,
+        "version": found.version.version,
+        "digest": found.version.digest,
+        "holds": found.holds,
+        "played_with": found.played_with,
+        "checks": found.checks,
+    }
 
 
 @verb("completion")

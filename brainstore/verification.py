@@ -1,0 +1,114 @@
+"""Checking what a version promises of its behaviour: golden outputs, and others' proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from brainstore.architecture import Apply, rebuilt
+from brainstore.errors import BadParams, NotFound
+from brainstore.golden import GROUP, Golden, play
+from brainstore.groups import PARAMS, Placement, Reader
+from brainstore.programs import DESCRIPTION, opened
+from brainstore.pytree.structure import shown
+from brainstore.records import Manifest
+from brainstore.versions import Version
+from brainstore.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what it is, whether it holds, and what was found."""
+
+    what: str
+    holds: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of a version. `played_with` names what replayed its golden inputs."""
+
+    version: Version
+    played_with: str | None
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        """True when everything does."""
+        return all(check.holds for check in self.checks)
+
+    def __str__(self) -> str:
+        lines = [f"{'ok ' if x.holds else 'OFF'}  {x.what}: {x.text}" for x in self.checks]
+        return "\n".join([f"{self.version}", *lines])
+
+
+Proof = Callable[[Zoo, Version, Manifest], Iterable[Check]]
+"""Checks something that some versions promise; gives nothing for one that does not."""
+
+
+def verify(
+    zoo: Zoo,
+    ref: str,
+    network_class: Callable[..., Any] | None = None,
+    network_kwargs: Mapping[str, Any] | None = None,
+    *,
+    proofs: Sequence[Proof] = (),
+) -> Verification:
+    """Return what became of everything that the version promises.
+
+    Golden inputs are replayed with the network's class if it is given, else with the
+    program that was saved with the version.
+
+    Raises:
+        NotFound: there is no such version, or it promises nothing.
+        BadParams: there is golden behaviour, and neither a class nor a program to replay
+            it; or the class does not fit the version.
+        Unsupported, Corrupt: the program cannot be run here; see `programs.opened`.
+    """
+    version, manifest, owner = zoo.find(ref)
+    proven = [check for proof in proofs for check in proof(owner, version, manifest)]
+    if GROUP in manifest.groups:
+        played_with, replayed = _replay(owner, version, manifest, network_class, network_kwargs)
+    else:
+        played_with, replayed = None, []
+    if not proven and not replayed:
+        raise NotFound(
+            f"{version} has nothing to verify: no golden behaviour was saved with it. Save it with "
+            "golden=, or with apply_fn= and example_obs="
+        )
+    return Verification(version, played_with, (*replayed, *proven))
+
+
+def _replay(
+    zoo: Zoo,
+    version: Version,
+    manifest: Manifest,
+    network_class: Callable[..., Any] | None,
+    network_kwargs: Mapping[str, Any] | None,
+) -> tuple[str, list[Check]]:
+    trees = Reader(manifest, zoo.blobs, str(version), verify=True).read(
+        [PARAMS, GROUP], None, Placement()
+    )
+    golden = Golden.of_group(trees[GROUP], str(version))
+    apply: Apply
+    if network_class is not None:
+        played_with = str(getattr(network_class, "__qualname__", network_class))
+        apply = rebuilt(
+            network_class, manifest, str(version), network_kwargs or {}, inputs=golden.inputs
+        ).apply
+    elif DESCRIPTION in manifest.files:
+        played_with, apply = "program", opened(zoo.blobs, manifest, str(version)).apply
+    else:
+        raise BadParams(
+            f"{version} has golden behaviour, and no program to replay it with; name the network's "
+            "class: verify(ref, MyNetwork), or --network module:Class"
+        )
+    return played_with, replayed(golden, apply, trees[PARAMS])
+
+
+def replayed(golden: Golden, apply: Apply, params: Any) -> list[Check]:
+    """Return a check for each golden output of `apply(params, …)`."""
+    deviations = golden.deviations(play(apply, params, golden.inputs))
+    return [Check(f"golden output {shown(each.path)}", each.fits, str(each)) for each in deviations]
