@@ -30,6 +30,7 @@ from brainstore.errors import (
 
 if TYPE_CHECKING:
     from brainstore.golden import Golden
+    from brainstore.inference import BrainInference
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.pytree.structure import register
@@ -40,6 +41,7 @@ __all__ = [
     "AlreadyExists",
     "BadParams",
     "BadReference",
+    "BrainInference",
     "BrainManager",
     "BrainMeta",
     "BrainstoreError",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BrainInference": "brainstore.inference",
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
     "Golden": "brainstore.golden",

@@ -19,9 +19,9 @@ LEVELS: dict[int, str] = {
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",
     4: "groups drafts deletion table history diff classic fsck sync "
-    "architecture programs golden verification behaviour",
+    "architecture programs golden verification behaviour policies",
     5: "manager",
-    6: "networks demo",
+    6: "inference networks demo",
     7: "cli",
 }
 """What a module imports stands on its own level or below. `storage.base` is the contract."""
