@@ -213,6 +213,22 @@ class BrainManager:
         nnx.update(module, state)
         return meta
 
+    def load_stacked(self, refs: Sequence[str], *, group: str = "params") -> Any:
+        """Return the params of several versions as one tree, each leaf led by their axis [N].
+
+        For a league under `jax.vmap`. They are compared before anything is read.
+
+        Args:
+            refs: the versions, in the order of the axis.
+            group: another group to stack instead, such as obs_norm.
+
+        Raises:
+            BadParams: structures, shapes or dtypes differ; all that differs is listed.
+        """
+        from brainstore.league import stacked
+
+        return stacked(self.zoo, refs, group)
+
     def abstract(self, ref: str, version: int | str | None = None) -> Any:
         """Return the params' tree with a jax.ShapeDtypeStruct for each array; none is read."""
         from brainstore import pytree
