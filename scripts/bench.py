@@ -166,6 +166,7 @@ class Bench:
             action, state["key"] = drawn(params, obs, state["key"])
             return action
 
+        one = obs[0]
         self.compare(
             "200 deterministic actions for 100 agents",
             {
@@ -181,6 +182,15 @@ class Bench:
                 "jitted apply and noise": lambda: repeat(bare_drawn),
                 "BrainInference.act": lambda: repeat(lambda: brain.act(obs)),
                 "the same, stored program": lambda: repeat(lambda: program.act(obs)),
+            },
+            rounds=20,
+        )
+        self.compare(
+            "200 deterministic actions for one agent",
+            {
+                "jitted apply": lambda: repeat(lambda: bare(params, one)),
+                "BrainInference.act": lambda: repeat(lambda: brain.act(one, True)),
+                "the same, stored program": lambda: repeat(lambda: program.act(one, True)),
             },
             rounds=20,
         )

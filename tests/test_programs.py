@@ -159,6 +159,25 @@ def test_the_description_tells_all_that_a_reader_needs(zoo: BrainManager) -> Non
     assert found["calling_convention_version"] == convention.calling_convention_version
 
 
+def test_the_same_network_is_the_same_program_wherever_it_is_saved(zoo: BrainManager) -> None:
+    save(zoo, 0, **EXPORTED)
+    before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    zoo.attach_export("actor:1", lambda params, obs: NETWORK.apply(params, obs), OBS)
+    assert jax.config.jax_traceback_in_locations_limit == before  # type: ignore[attr-defined]
+    body = zoo.file("actor:1", PROGRAM)
+    assert body == zoo.file("actor:2", PROGRAM)
+    assert b".py" not in body
+
+
+def test_a_renewed_program_of_the_same_network_is_not_compiled_again(
+    zoo: BrainManager, brain: BrainInference
+) -> None:
+    functions = brain._playing.functions
+    zoo.attach_export("actor:1", NETWORK.apply, OBS)
+    assert brain.refresh()
+    assert brain._playing.functions is functions
+
+
 class Pair(NamedTuple):
     later: Any
     earlier: Any

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from brainstore import pytree
@@ -26,6 +28,7 @@ from brainstore.records import now
 
 _KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 _BATCH = "b"
+_exporting = threading.Lock()  # the setting below is one for all threads
 
 
 def export(
@@ -71,8 +74,9 @@ def _exported(
     batch = jax.export.symbolic_shape(_BATCH)[0]
     rows = jax.tree.map(lambda x: abstract(x, (batch, *x.shape[1:]) if x.shape else ()), inputs)
     try:
-        exported = jax.export.export(jax.jit(program), platforms=platforms)(specs, rows)
-        return exported, bytes(exported.serialize())
+        with _no_source_places():
+            exported = jax.export.export(jax.jit(program), platforms=platforms)(specs, rows)
+            return exported, bytes(exported.serialize())
     except Exception as error:
         raise BadParams(
             f"apply_fn cannot be exported for {', '.join(platforms)} and any number of rows: "
@@ -80,6 +84,25 @@ def _exported(
             "operations, whose outputs are arrays, without branches on values, callbacks, or "
             "fixed numbers of rows; nothing was saved"
         ) from error
+
+
+@contextmanager
+def _no_source_places() -> Iterator[None]:
+    """Inside, programs do not tell which lines of which files they come from.
+
+    So the same network gives the same program, from wherever it is saved, and no path of
+    the saver's machine travels with it.
+    """
+    import jax
+
+    config: Any = jax.config
+    with _exporting:
+        before = config.jax_traceback_in_locations_limit
+        config.update("jax_traceback_in_locations_limit", 0)
+        try:
+            yield
+        finally:
+            config.update("jax_traceback_in_locations_limit", before)
 
 
 def _require_rows(outputs: Sequence[Signature]) -> None:
