@@ -174,7 +174,7 @@ class Bench:
                 "BrainInference.act": lambda: repeat(lambda: brain.act(obs, True)),
                 "the same, stored program": lambda: repeat(lambda: program.act(obs, True)),
             },
-            rounds=20,
+            rounds=60,
         )
         self.compare(
             "200 drawn actions for 100 agents",
@@ -183,7 +183,7 @@ class Bench:
                 "BrainInference.act": lambda: repeat(lambda: brain.act(obs)),
                 "the same, stored program": lambda: repeat(lambda: program.act(obs)),
             },
-            rounds=20,
+            rounds=60,
         )
         self.compare(
             "200 deterministic actions for one agent",
@@ -192,7 +192,7 @@ class Bench:
                 "BrainInference.act": lambda: repeat(lambda: brain.act(one, True)),
                 "the same, stored program": lambda: repeat(lambda: program.act(one, True)),
             },
-            rounds=20,
+            rounds=60,
         )
 
     def bucket(self) -> None:
