@@ -19,11 +19,16 @@ from brainstore.zoo import Zoo
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what it is, whether it holds, and what was found."""
+    """One thing that was looked at: what it is, whether it holds, and what was found.
+
+    `max_error` and `share` are those of `golden.Deviation`; None where nothing was measured.
+    """
 
     what: str
     holds: bool
     text: str
+    max_error: float | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,15 @@ def verify(
     """
     version, manifest, owner = zoo.find(ref)
     proven = [check for proof in proofs for check in proof(owner, version, manifest)]
+    played_with, golden = None, list[Check]()
     if GROUP in manifest.groups:
-        played_with, replayed = _replay(owner, version, manifest, network_class, network_kwargs)
-    else:
-        played_with, replayed = None, []
-    if not proven and not replayed:
+        played_with, golden = _replay(owner, version, manifest, network_class, network_kwargs)
+    if not proven and not golden:
         raise NotFound(
             f"{version} has nothing to verify: no golden behaviour was saved with it. Save it with "
             "golden=, or with apply_fn= and example_obs="
         )
-    return Verification(version, played_with, (*replayed, *proven))
+    return Verification(version, played_with, (*golden, *proven))
 
 
 def _replay(
@@ -92,14 +96,13 @@ def _replay(
         [PARAMS, GROUP], None, Placement()
     )
     golden = Golden.of_group(trees[GROUP], str(version))
+    owner, given = str(version), network_kwargs or {}
     apply: Apply
     if network_class is not None:
-        played_with = str(getattr(network_class, "__qualname__", network_class))
-        apply = rebuilt(
-            network_class, manifest, str(version), network_kwargs or {}, inputs=golden.inputs
-        ).apply
+        played_with = _label(network_class)
+        apply = rebuilt(network_class, manifest, owner, given, inputs=golden.inputs).apply
     elif DESCRIPTION in manifest.files:
-        played_with, apply = "program", opened(zoo.blobs, manifest, str(version)).apply
+        played_with, apply = "program", opened(zoo.blobs, manifest, owner).apply
     else:
         raise BadParams(
             f"{version} has golden behaviour, and no program to replay it with; name the network's "
@@ -108,7 +111,14 @@ def _replay(
     return played_with, replayed(golden, apply, trees[PARAMS])
 
 
+def _label(network_class: Callable[..., Any]) -> str:
+    return str(getattr(network_class, "__qualname__", network_class))
+
+
 def replayed(golden: Golden, apply: Apply, params: Any) -> list[Check]:
     """Return a check for each golden output of `apply(params, …)`."""
     deviations = golden.deviations(play(apply, params, golden.inputs))
-    return [Check(f"golden output {shown(each.path)}", each.fits, str(each)) for each in deviations]
+    return [
+        Check(f"golden output {shown(x.path)}", x.fits, str(x), x.max_error, x.share)
+        for x in deviations
+    ]

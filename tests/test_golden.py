@@ -236,7 +236,8 @@ def test_the_verb_replays_with_the_program(zoo: BrainManager) -> None:
     assert lines[1].startswith("ok   golden output 0: at most ")
     found = parsed("verify", "actor:1")
     assert (found["holds"], found["played_with"], len(found["checks"])) == (True, "program", 3)
-    assert found["checks"][0].keys() == {"what", "holds", "text"}
+    assert found["checks"][0].keys() == {"what", "holds", "text", "max_error", "share"}
+    assert 0 <= found["checks"][0]["share"] <= 1
     assert found["digest"] == zoo.resolve("actor").digest
 
 
