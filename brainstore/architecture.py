@@ -78,7 +78,7 @@ def rebuilt(
     if inputs is None:
         inputs = _row(obs_dim, owner)
     make = _nnx_apply if _is_nnx(module) else _linen_apply
-    where = f"{owner} and {_label(network_class)}"
+    where = f"{owner} and {label(network_class)}"
     return Network(make(module, manifest.groups[PARAMS].leaves, inputs, where), (obs_dim,))
 
 
@@ -91,7 +91,7 @@ def _require_class(network_class: object, meta: BrainMeta, owner: str) -> None:
     expected = getattr(network_class, "brain_type", None)
     if isinstance(expected, str) and meta.brain_type not in ("", expected):
         raise BadParams(
-            f"{owner} is a brain of type {meta.brain_type!r}, and {_label(network_class)} is for "
+            f"{owner} is a brain of type {meta.brain_type!r}, and {label(network_class)} is for "
             f"type {expected!r}; choose another version or another class"
         )
 
@@ -106,7 +106,8 @@ def _is_nnx(value: object) -> bool:
     return nnx is not None and isinstance(value, nnx.Module)
 
 
-def _label(network_class: object) -> str:
+def label(network_class: object) -> str:
+    """Return the name of a class or function, for people."""
     return str(getattr(network_class, "__qualname__", None) or network_class)
 
 
@@ -144,13 +145,13 @@ def _built(
     except TypeError as error:
         texts = ", ".join(f"{key}={value!r:.40}" for key, value in arguments.items())
         raise BadParams(
-            f"{_label(network_class)}({texts}) cannot be built for {owner}: {error}. The arguments "
+            f"{label(network_class)}({texts}) cannot be built for {owner}: {error}. The arguments "
             "come from its input_dim, output_dim, hidden_dim and network_kwargs; give what is "
             "missing as keyword arguments, or save it with the version"
         ) from error
     if not _is_module(module):
         raise BadParams(
-            f"network_class: {_label(network_class)} made a {type(module).__name__}; expected a "
+            f"network_class: {label(network_class)} made a {type(module).__name__}; expected a "
             "Module of flax.linen or flax.nnx"
         )
     return module

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brainstore.architecture import Apply, rebuilt
+from brainstore.architecture import Apply, label, rebuilt
 from brainstore.errors import BadParams, NotFound
 from brainstore.golden import GROUP, Golden, play
 from brainstore.groups import PARAMS, Placement, Reader
@@ -99,7 +99,7 @@ def _replay(
     owner, given = str(version), network_kwargs or {}
     apply: Apply
     if network_class is not None:
-        played_with = _label(network_class)
+        played_with = label(network_class)
         apply = rebuilt(network_class, manifest, owner, given, inputs=golden.inputs).apply
     elif DESCRIPTION in manifest.files:
         played_with, apply = "program", opened(zoo.blobs, manifest, owner).apply
@@ -109,10 +109,6 @@ def _replay(
             "class: verify(ref, MyNetwork), or --network module:Class"
         )
     return played_with, replayed(golden, apply, trees[PARAMS])
-
-
-def _label(network_class: Callable[..., Any]) -> str:
-    return str(getattr(network_class, "__qualname__", network_class))
 
 
 def replayed(golden: Golden, apply: Apply, params: Any) -> list[Check]:
