@@ -51,15 +51,21 @@ class NnxActor(nnx.Module):
 NETWORK = ActorCritic(4, 2, 8)
 
 
+def made(shapes: Any, seed: int = 0) -> Any:
+    """Return numbers in [0.1, 0.5) for a tree of shapes; to initialise means to compile."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(x.dtype), shapes)
+
+
+def params_of(network: nn.Module, seed: int = 0) -> Any:
+    """Return variables of a linen network that takes rows of 4."""
+    return made(jax.eval_shape(network.init, jax.random.key(0), OBS), seed)
+
+
 @functools.cache
 def init(seed: int) -> Any:
-    """Return fresh params of NETWORK; made once, since that takes longer than a test."""
-    return _init(seed)
-
-
-@jax.jit
-def _init(seed: int) -> Any:
-    return NETWORK.init(jax.random.key(seed), OBS)
+    """Return params of NETWORK."""
+    return params_of(NETWORK, seed)
 
 
 applied = jax.jit(NETWORK.apply)
@@ -73,15 +79,11 @@ def outputs(seed: int) -> Any:
 
 @functools.cache
 def nnx_state() -> Any:
-    """Return the state of an NnxActor whose running statistics have moved."""
-
-    @jax.jit
-    def make() -> Any:
-        module = NnxActor(4, 2, 8, rngs=nnx.Rngs(0))
-        module(OBS)
-        return nnx.to_pure_dict(nnx.state(module))
-
-    return make()
+    """Return the state of an NnxActor; its running statistics are not those of a new one."""
+    module = nnx.eval_shape(lambda: NnxActor(4, 2, 8, rngs=nnx.Rngs(0)))
+    shapes = nnx.to_pure_dict(nnx.state(module))
+    streams = {"rngs": {"count": jnp.uint32(1), "key": jax.random.key(0)}}
+    return {**made({**shapes, "dropout": {}}), "dropout": streams}
 
 
 @functools.cache

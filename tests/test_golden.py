@@ -169,7 +169,7 @@ def test_params_that_act_otherwise_are_told_with_how_far_off(zoo: BrainManager) 
     assert not report.holds
     mean = np.abs(outputs(0)[0] - outputs(1)[0]).max()
     assert f"at most {mean:.3g} off" in report.checks[0].text
-    assert [check.holds for check in report.checks] == [False, True, False]
+    assert not any(check.holds for check in report.checks)
     assert str(report).splitlines()[:2] == [
         "actor:1",
         f"OFF  golden output 0: {report.checks[0].text}",

@@ -24,6 +24,7 @@ from brains import (
     nnx_outputs,
     nnx_state,
     outputs,
+    params_of,
     save,
 )
 from flax.core import freeze
@@ -144,7 +145,7 @@ def test_threads_that_act_at_once_draw_different_noise(brain: BrainInference) ->
 @pytest.mark.parametrize("with_value", [True, False])
 def test_logits_give_actions_that_are_numbers(zoo: BrainManager, with_value: bool) -> None:
     network = Chooser(4, 3, with_value)
-    params = jax.jit(network.init)(jax.random.key(0), OBS)
+    params = params_of(network)
     zoo.save(
         "chooser", params, input_dim=4, output_dim=3, network_kwargs={"with_value": with_value}
     )
@@ -194,7 +195,7 @@ def test_what_the_network_raises_says_for_which_version_it_was_traced(zoo: Brain
 
 
 def test_a_class_is_given_only_the_dims_that_it_takes(zoo: BrainManager) -> None:
-    params = jax.jit(Chooser(4, 3).init)(jax.random.key(0), OBS)
+    params = params_of(Chooser(4, 3))
     zoo.save("chooser", params, input_dim=4, output_dim=3, hidden_dim=99)
     assert BrainInference(zoo, "chooser", Chooser).act(OBS).shape == (5,)
     partial = functools.partial(Chooser, with_value=True)
@@ -254,7 +255,7 @@ def test_outputs_that_are_no_policy_are_refused(zoo: BrainManager) -> None:
         def __call__(self, obs: jax.Array) -> Any:
             return nn.Dense(3)(obs), nn.Dense(5)(obs)
 
-    zoo.save("twins", jax.jit(Twins(4).init)(jax.random.key(0), OBS), input_dim=4)
+    zoo.save("twins", params_of(Twins(4)), input_dim=4)
     with pytest.raises(BadParams, match=r"gives \[1009, 3\], \[1009, 5\]; expected the outputs"):
         BrainInference(zoo, "twins", Twins)
 
@@ -285,7 +286,7 @@ def test_what_cannot_be_built_says_why(zoo: BrainManager) -> None:
 
 
 def test_an_unknown_observation_is_said_so(zoo: BrainManager) -> None:
-    zoo.save("blind", jax.jit(Chooser(4, 3).init)(jax.random.key(0), OBS), output_dim=3)
+    zoo.save("blind", params_of(Chooser(4, 3)), output_dim=3)
     with pytest.raises(BadParams, match="its input_dim is 0"):
         BrainInference(zoo, "blind", lambda: Chooser(4, 3))
     assert BrainInference(zoo, "blind", Chooser, obs_dim=4).act(OBS).shape == (5,)
@@ -299,7 +300,7 @@ def test_bare_params_of_a_network_with_more_are_refused(zoo: BrainManager) -> No
         def __call__(self, obs: jax.Array) -> jax.Array:
             return nn.Dense(2)(nn.BatchNorm(use_running_average=True)(obs))
 
-    variables = jax.jit(Normed(4).init)(jax.random.key(0), OBS)
+    variables = params_of(Normed(4))
     zoo.save("bare", variables["params"], input_dim=4)
     with pytest.raises(BadParams, match="the network also has batch_stats"):
         BrainInference(zoo, "bare", Normed)
@@ -450,7 +451,7 @@ def test_refresh_rebuilds_a_network_of_other_dims(
     zoo: BrainManager, follower: BrainInference
 ) -> None:
     network = ActorCritic(4, 2, 16)
-    wide = jax.jit(network.init)(jax.random.key(0), OBS)
+    wide = params_of(network)
     zoo.save("actor", wide, **{**DIMS, "hidden_dim": 16})
     assert follower.refresh()
     close(follower.act(OBS, True), jnp.tanh(jax.jit(network.apply)(wide, OBS)[0]))
