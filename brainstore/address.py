@@ -18,6 +18,7 @@ from brainstore.errors import BadReference
 
 MARKER_KEY = "brainstore.json"
 SNAPSHOT_KEY = "registry.json"
+POLICY_KEY = "policy.json"
 GC_STATE_KEY = "gc/state.json"
 JOURNAL_PREFIX = "journal/"
 INTENTS_PREFIX = "intents/"
@@ -266,7 +267,11 @@ def manifest_key(name: Name, version: int) -> str:
 
 
 def report_key(name: Name, version: int, ulid: str) -> str:
-    return f"{MODELS_PREFIX}{name}/v{version}/reports/{ulid}.json"
+    return f"{reports_prefix(name, version)}{ulid}.json"
+
+
+def reports_prefix(name: Name, version: int) -> str:
+    return f"{MODELS_PREFIX}{name}/v{version}/reports/"
 
 
 def pointer_key(name: Name, alias: Alias) -> str:
@@ -292,6 +297,15 @@ def parse_manifest_key(key: str) -> tuple[Name, int] | None:
         return (Name(match[1]), int(match[2])) if match else None
     except BadReference:
         return None
+
+
+def parse_report_key(key: str) -> tuple[Name, int, str] | None:
+    """Return (name, version, ulid), or None when `key` is no report's."""
+    version, found, file = key.rpartition("/reports/")
+    owner = parse_manifest_key(f"{version}/manifest.json") if found else None
+    ulid = file.removesuffix(".json")
+    is_report = owner is not None and is_ulid(ulid) and key == report_key(*owner, ulid)
+    return (*owner, ulid) if owner and is_report else None
 
 
 def parse_pointer_key(key: str) -> tuple[Name, Alias] | None:

@@ -106,7 +106,8 @@ class Registry:
         return version
 
     def _before(self, pointer: Pointer, back: int) -> Version:
-        moves = pointer.moves
+        # One that only gave its version a gate led from nowhere.
+        moves = [move for move in pointer.moves if move.from_version != move.to_version]
         number = moves[-back].from_version if back <= len(moves) else None
         if number is None:
             raise NotFound(

@@ -15,10 +15,10 @@ PACKAGE = Path(brainstore.__file__).parent
 
 LEVELS: dict[int, str] = {
     0: "errors address settings provenance storage.base",
-    1: "records meta dtypes tensors packs pytree storage",
+    1: "quality records meta dtypes tensors packs pytree storage",
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",
-    4: "groups drafts deletion table history diff classic fsck sync",
+    4: "groups drafts factory deletion table history diff classic fsck sync",
     5: "manager",
     6: "networks demo",
     7: "cli",
