@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.pytree.structure import register
+    from brainstore.quality import Check, Condition, QualityReport, Rule
 
 __version__ = "0.1.0"
 
@@ -42,12 +43,16 @@ __all__ = [
     "BrainManager",
     "BrainMeta",
     "BrainstoreError",
+    "Check",
+    "Condition",
     "Conflict",
     "Corrupt",
     "GateFailed",
     "NoZoo",
     "NotFound",
+    "QualityReport",
     "ReadOnly",
+    "Rule",
     "StoreUnavailable",
     "Unsupported",
     "load",
@@ -57,6 +62,10 @@ __all__ = [
 _HOMES = {
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "Check": "brainstore.quality",
+    "Condition": "brainstore.quality",
+    "QualityReport": "brainstore.quality",
+    "Rule": "brainstore.quality",
     "load": "brainstore.manager",
     "register": "brainstore.pytree.structure",
 }

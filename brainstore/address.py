@@ -386,4 +386,26 @@ def new_ulid() -> str:
     Source: the ULID specification, Crockford's base 32.
     """
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return _ulid(value)
+
+
+def ulid_after(last: str) -> str:
+    """Return a new ULID that sorts after `last`, also within a millisecond or after a clock
+    that was ahead of ours.
+
+    Raises:
+        BadReference: `last` is the highest that there can be.
+    """
+    new = new_ulid()
+    if new > last:
+        return new
+    value = 1
+    for place, character in enumerate(reversed(last)):
+        value += _CROCKFORD.index(character) << 5 * place
+    if value >> 128:
+        raise BadReference(f"ULID {last}: no other comes after it")
+    return _ulid(value)
+
+
+def _ulid(value: int) -> str:
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))

@@ -13,7 +13,7 @@ from brainstore.address import LATEST, Alias, Name, Reference, full_name, parse_
 from brainstore.cache import Cache
 from brainstore.errors import BadParams, NotFound
 from brainstore.meta import BrainMeta
-from brainstore.records import Manifest, Marker
+from brainstore.records import Manifest, Marker, Policy
 from brainstore.table import Row, best_row, html, matching, rows_of
 from brainstore.versions import Version
 from brainstore.zoo import Where, Zoo
@@ -21,7 +21,11 @@ from brainstore.zoo import Where, Zoo
 if TYPE_CHECKING:
     from brainstore.diff import Diff
     from brainstore.drafts import Files, Parents
+    from brainstore.factory.lineage import Lineage
+    from brainstore.factory.policy import Rules
+    from brainstore.factory.proofs import Proof
     from brainstore.history import Happening
+    from brainstore.quality import QualityReport
     from brainstore.sync import SyncReport
 
 ALL = "all"
@@ -83,6 +87,8 @@ class BrainManager:
         frozen_experts: Mapping[str, str] | None = None,
         aliases: str | Iterable[str] = (),
         files: Files | None = None,
+        station: str | None = None,
+        report: QualityReport | Mapping[str, Any] | None = None,
         **meta_fields: Any,
     ) -> str:
         """Commit the next version of `name` and return its full name, such as ppo_swarm_v3.
@@ -100,25 +106,37 @@ class BrainManager:
             parents: what this was made from: references, or {reference: relation} with
                 a relation such as "fine_tuned", "distilled", "fused". A
                 `meta.source_checkpoint` that is a reference counts as one.
-            frozen_experts: {subtree of params: reference} that this version contains.
-            aliases: pointers, such as "prod", to move to the new version.
+            frozen_experts: {subtree of params: reference} that this version contains; a
+                reference with # means a part of the expert. `prove` tells whether it does.
+            aliases: pointers, such as "prod", to move to the new version; none that the
+                zoo's policy guards.
             files: small files to keep with it, by name: a path, or the bytes.
+            station: which station of the factory made it.
+            report: what a station found out about it, committed with it.
             meta_fields: fields of BrainMeta, over those of `meta`.
 
         Raises:
             BadParams: params, groups, meta or files cannot be stored; says which and why.
             BadReference: the name, an alias or a reference does not parse.
             NotFound: a parent or expert does not exist.
+            GateFailed: an alias is guarded; nothing was saved.
             Conflict: others kept winning the next number; nothing was committed.
             ReadOnly, StoreUnavailable, Unsupported: the store would not have it.
+
+        Warns:
+            UserWarning: a subtree differs from its frozen expert; the leaves are named.
         """
         from brainstore.commit import after_commit
         from brainstore.drafts import Draft, movable, named_meta, texts, trees_of
+        from brainstore.factory.gates import refuse_guarded
 
         model, pointers = Name(name), [movable(alias) for alias in texts("aliases", aliases)]
         record = named_meta(BrainMeta.of(meta), model, meta_fields)
         trees = trees_of(params, groups)
-        draft = Draft(self.zoo, model, record, trees, parents, frozen_experts, files)
+        refuse_guarded(self.zoo, model, pointers)
+        draft = Draft(
+            self.zoo, model, record, trees, parents, frozen_experts, files, station, report
+        )
         version, _ = self.zoo.committer.commit(model, draft.bodies, draft.manifest)
         if isinstance(meta, BrainMeta):
             meta.name, meta.version = str(version.name), version.version
@@ -279,18 +297,30 @@ class BrainManager:
 
     # Changing
 
-    def alias(self, ref: str, alias: str, expected: int | None = None, *, why: str = "") -> Version:
+    def alias(
+        self,
+        ref: str,
+        alias: str,
+        expected: int | None = None,
+        *,
+        why: str = "",
+        force: bool = False,
+    ) -> Version:
         """Make the alias name the version that `ref` names, atomically; return the version.
 
         Raises:
             Conflict: `expected` is given, and the alias names another version by now
                 (0: names any).
+            GateFailed: the zoo's policy guards the alias (unless `force`, which the move
+                records), and the version was not promoted to it before.
         """
         from brainstore.drafts import movable
+        from brainstore.factory.gates import hand_gate
 
         pointer = movable(alias)
         version = self.zoo.registry.resolve(self.zoo.own_reference(ref))
-        self._move(pointer, version, expected=expected, why=why)
+        gate = hand_gate(self.zoo, version, pointer, force=force)
+        self._move(pointer, version, expected=expected, why=why, gate=gate)
         return version
 
     def unalias(self, name: str, alias: str) -> None:
@@ -311,10 +341,16 @@ class BrainManager:
         pointers.move_alias(model, pointer, None)
         self.zoo.committer.tidy()
 
-    def rollback(self, name: str, alias: str) -> Version:
-        """Move an alias back to where it pointed before; return that version."""
+    def rollback(self, name: str, alias: str, *, force: bool = False) -> Version:
+        """Move an alias back to where it pointed before; return that version.
+
+        Raises:
+            GateFailed: as for `alias`.
+        """
         current = self.resolve(f"{name}:{alias}")
-        return self.alias(f"{name}:{alias}~1", alias, current.version, why="rolled back")
+        return self.alias(
+            f"{name}:{alias}~1", alias, current.version, why="rolled back", force=force
+        )
 
     def delete(self, ref: str, *, why: str = "", force: bool = False) -> Version:
         """Delete a version; `undelete` brings it back until its blobs are collected.
@@ -341,6 +377,110 @@ class BrainManager:
     def _move(self, alias: Alias, to: Version, **options: Any) -> None:
         self.zoo.registry.pointers.move_alias(to.name, alias, to, **options)
         self.zoo.committer.tidy()
+
+    # The factory
+
+    def add_report(self, ref: str, report: QualityReport | Mapping[str, Any]) -> QualityReport:
+        """File what a station found out about a version; return the report as it is filed.
+
+        Atomic and durable once it returns. It says something of this content alone: it
+        pins the manifest's digest. Reports are never changed; a newer one of the same
+        station takes precedence.
+
+        Raises:
+            BadParams: the report is none; nothing was stored.
+            NotFound: there is no such version; nothing was stored.
+        """
+        from brainstore.factory.reports import add_report
+        from brainstore.quality import QualityReport
+
+        return add_report(self.zoo, self.zoo.own_reference(ref), QualityReport.of(report))
+
+    def reports(self, ref: str, version: int | str | None = None) -> list[QualityReport]:
+        """Return all reports on a version in the order of filing: first the save's own.
+
+        Raises:
+            Corrupt: one of them is damaged, or is about other content; none is passed over.
+        """
+        from brainstore.factory.reports import reports_on
+
+        found, manifest, owner = self.zoo.find(ref, version)
+        return reports_on(owner, found, manifest)
+
+    def promote(
+        self, ref: str, alias: str, *, expected: int | None = None, why: str = ""
+    ) -> Version:
+        """Make the alias name the version if the zoo's policy lets it; return the version.
+
+        Atomic. The move records which policy and which reports it was judged by. What the
+        policy or a report changes while it is under way counts: the alias steps back then.
+
+        Args:
+            expected: promote only if the alias names this version now (0: names none).
+            why: a reason, for the log.
+
+        Raises:
+            GateFailed: the policy is not met, or none guards the alias; `missing` and the
+                message list what it asks for, with what was found.
+            Conflict: somebody moved the alias meanwhile, or it does not name `expected`.
+            Corrupt: a report or the policy cannot be read, so that nothing can be judged.
+        """
+        from brainstore.drafts import movable
+        from brainstore.factory.gates import promote
+
+        reference, pointer = self.zoo.own_reference(ref), movable(alias)
+        version = promote(self.zoo, reference, pointer, expected=expected, why=why)
+        self.zoo.committer.tidy()
+        return version
+
+    def policy(self) -> Policy | None:
+        """Return the zoo's policy, or None if it never had one."""
+        from brainstore.factory.policy import in_force
+
+        found = in_force(self.zoo)
+        return found.policy if found else None
+
+    def set_policy(self, rules: Rules, *, expected: int | None = None, why: str = "") -> Policy:
+        """Make these the rules that guard aliases, in place of all others; return the policy.
+
+        Atomic. Where aliases are now is not looked at.
+
+        Args:
+            rules: of `brainstore.Rule`, or dicts of its fields; none removes all guards.
+            expected: only if the policy has this generation (0: there is none).
+            why: a reason, for the log.
+
+        Raises:
+            BadParams, BadReference: a rule is none; nothing was changed.
+            Conflict: the policy has another generation.
+        """
+        from brainstore.factory.policy import rules_of, set_policy
+
+        return set_policy(self.zoo, rules_of(rules), expected=expected, why=why)
+
+    def lineage(self, ref: str, *, most: int | None = None) -> Lineage:
+        """Return what a version was made from and what was made from it.
+
+        Its `text()`, `to_dict()` and `dot()` show it. At most `most` versions, by default
+        1,000, are looked at, the nearest first.
+        """
+        from brainstore.factory.lineage import MOST_VERSIONS, lineage
+
+        version, _, owner = self.zoo.find(ref)
+        return lineage(owner, version, most=most or MOST_VERSIONS)
+
+    def prove(self, ref: str) -> list[Proof]:
+        """Return for each frozen expert of a version whether it is one, leaf by leaf.
+
+        Reads the leaves that are the same, and only those.
+
+        Raises:
+            Corrupt: a leaf is not what its digest says.
+        """
+        from brainstore.factory.proofs import prove
+
+        version, _, owner = self.zoo.find(ref)
+        return prove(owner, version)
 
     # Between zoos
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from brainstore import settings
 from brainstore.address import Reference, parse_reference
@@ -22,6 +23,8 @@ from brainstore.storage.base import Store
 from brainstore.storage.mirror import MirroredStore
 from brainstore.versions import Version
 
+T = TypeVar("T")
+R = TypeVar("R")
 Where = str | os.PathLike[str] | tuple[Any, str] | Store
 
 
@@ -61,6 +64,13 @@ class Zoo:
             return self.registry.journal.index(rows=rows)
         except NoZoo:
             return Index()
+
+    def in_parallel(self, call: Callable[[T], R], values: Sequence[T]) -> list[R]:
+        """Return `call(value)` for each, as many at once as the store is good for."""
+        if len(values) < 2:
+            return [call(value) for value in values]
+        with ThreadPoolExecutor(self.store.parallelism) as pool:
+            return list(pool.map(call, values))
 
     def reference(self, ref: object, version: object = None) -> tuple[Reference, Zoo]:
         """Return the parsed reference, and the zoo that it names: this one, or another.
