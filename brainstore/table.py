@@ -27,7 +27,9 @@ def rows_of(index: Index, name: Name | None = None) -> list[Row]:
         if newest[owner] == number:
             aliases.insert(0, LATEST)
         row = unmarked(index.rows[key])
-        rows.append({"name": str(owner), "version": number, "aliases": aliases, **row})
+        rows.append(
+            {"name": str(owner), "version": number, "aliases": aliases, "station": None, **row}
+        )
     return rows
 
 

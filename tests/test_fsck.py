@@ -101,7 +101,13 @@ def a_blob(zoo: BrainManager, ref: str) -> Digest:
 def test_a_healthy_zoo_has_no_findings_after_all_kinds_of_operations(
     zoo: BrainManager, tmp_path: Path
 ) -> None:
-    zoo.save("ppo", params(4), groups={"opt": params(5)}, frozen_experts={"dense": "other:1"})
+    experts = {"dense": "other:1#dense"}
+    more = {**params(9), "head": np.float32([4, 5])}
+    zoo.save("ppo", more, groups={"opt": params(5)}, frozen_experts=experts, station="s3")
+    zoo.add_report("ppo:1", {"station": "s3", "checks": ["return=7>=6"]})
+    zoo.set_policy([{"alias": "candidate", "stations": ["s3"]}])
+    zoo.promote("ppo:1", "candidate")
+    zoo.unalias("ppo", "candidate")
     zoo.save("deep/er", {"w": np.arange(600_000, dtype=np.float32), "n": np.float32(3)})
     zoo.save("deep/er", {"w": np.zeros((0, 4), np.int8), "b": np.array([True])})
     zoo.alias("ppo:3", "prod")
@@ -461,7 +467,7 @@ def test_strays_are_told_mildly_and_kept(zoo: BrainManager) -> None:
     strays += ["models/ppo/v1/notes", "models/ppo/refs/Prod.json", "probe/x/create"]
     for key in strays:
         zoo.zoo.store.put(key, b"?")
-    zoo.zoo.store.put(f"models/ppo/v1/reports/{new_ulid()}.json", b"{}")
+    zoo.add_report("ppo:1", {"station": "s3"})
     found = fsck(zoo.zoo, deep=True, repair=True)
     assert sorted(each.where for each in found) == sorted(strays)
     assert all(each.is_harmless and not each.repaired for each in found)

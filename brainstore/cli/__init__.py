@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import sys
 
-from brainstore.cli import care, change, look, move
+from brainstore.cli import care, change, factory, look, move
 from brainstore.cli.app import INTERRUPTED, verbs
 
-__all__ = ["care", "change", "look", "main", "move", "verbs"]
+__all__ = ["care", "change", "factory", "look", "main", "move", "verbs"]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +38,10 @@ _ORDER = [
         "rollback",
         "rm",
         "undelete",
+        "report",
+        "promote",
+        "policy",
+        "lineage",
     ],
     *["export", "import", "push", "pull", "sync", "cache", "doctor", "fsck", "demo", "completion"],
 ]
@@ -150,6 +155,24 @@ def plain_value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def read_table(path: str, option: str) -> dict[str, Any]:
+    """Return what a .json or .toml file holds, which must be a table of fields.
+
+    Raises:
+        click.UsageError: it does not parse, or is something else.
+    """
+    import tomllib
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise click.UsageError(f"{option} {path}: expected a table of fields")
+    return found
 
 
 def _set_zoo(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

@@ -150,6 +150,7 @@ def _plain(report: SyncReport, source: str, target: str) -> dict[str, Any]:
         "dry_run": report.dry_run,
         "planned_bytes": report.planned_bytes,
         "sent_bytes": report.sent_bytes,
+        "quality_reports": report.quality_reports,
         "outcomes": report.outcomes,
     }
 
@@ -164,6 +165,8 @@ def _print_report(report: SyncReport) -> None:
     counts = Counter[str](each.status for each in report.outcomes)
     words = [(status, _TO_DO.get(status, status) if report.dry_run else status) for status in _ALL]
     parts = [f"{counts[status]:,} {word}" for status, word in words if counts[status]]
+    if report.quality_reports:
+        parts.append(render.counted(report.quality_reports, "report"))
     if report.dry_run:
         told = f"{render.size(report.planned_bytes)} to send; nothing was done"
     else:

@@ -20,8 +20,12 @@ _LEAST_WIDTH = 8
 
 def print_json(value: Any) -> None:
     """Print plain values and records as JSON; NaN and infinities, which it lacks, as null."""
-    body = msgspec.json.encode(value, enc_hook=str)
+    body = msgspec.json.encode(value, enc_hook=_plain)
     click.echo(msgspec.json.format(body, indent=2).decode())
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, float) else str(value)
 
 
 def print_table(

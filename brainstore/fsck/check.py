@@ -16,6 +16,7 @@ from brainstore.address import (
     LATEST,
     MARKER_KEY,
     MODELS_PREFIX,
+    POLICY_KEY,
     PROBE_PREFIX,
     SNAPSHOT_KEY,
     Alias,
@@ -28,6 +29,7 @@ from brainstore.address import (
     parse_fact_key,
     parse_manifest_key,
     parse_pointer_key,
+    parse_report_key,
     pointer_key,
 )
 from brainstore.errors import (
@@ -35,6 +37,8 @@ from brainstore.errors import (
     NoZoo,
     Unsupported,
 )
+from brainstore.factory.policy import in_force
+from brainstore.factory.reports import read_report
 from brainstore.fsck.content import Content
 from brainstore.fsck.repair import mend
 from brainstore.fsck.survey import Finding, Key, Survey, each, survey
@@ -103,6 +107,7 @@ class _Check:
         self.is_zoo = True
         self._deep = deep
         self._other: list[Stat] = []
+        self._reports: list[str] = []
 
     def run(self) -> list[Finding]:
         records = self._listed()
@@ -118,9 +123,11 @@ class _Check:
         return [
             *found,
             *_collector(self.zoo),
+            *_policy(self.zoo),
             *self.survey.findings,
             *self._missing_blobs(),
             *self._pointers_and_index(),
+            *self._bad_reports(),
             *_stale_intents(self.zoo),
             *self._strays(),
         ]
@@ -134,6 +141,8 @@ class _Check:
                 self.blobs[digest] = stat.size_bytes
             elif parse_manifest_key(stat.key) or parse_pointer_key(stat.key):
                 records.append(stat.key)
+            elif parse_report_key(stat.key):
+                self._reports.append(stat.key)
             else:
                 self._other.append(stat)
         return records
@@ -192,12 +201,34 @@ class _Check:
             return [*pointers, Finding("index", SNAPSHOT_KEY, str(error))]
         return [*pointers, *_index(self.survey, index, self.name, under_way)]
 
+    def _bad_reports(self) -> list[Finding]:
+        found = each(self.zoo, self._report_finding, self._reports)
+        return [finding for finding in found if finding is not None]
+
+    def _report_finding(self, key: str) -> Finding | None:
+        """Return what is wrong with a report: unreadable, misplaced, or about other content."""
+        try:
+            record = read_report(self.zoo, key)
+        except (Corrupt, Unsupported) as error:
+            return Finding("report", key, f"{error}. {_HEAL_REPORT}")
+        if record is None:
+            return None
+        owner = self.survey.versions.get((record.name, record.version))
+        if owner is None and (record.name, record.version) not in self.survey.damaged:
+            return Finding("report", key, f"reports on a version that never was. {_HEAL_REPORT}")
+        if owner is None or owner.digest in (None, record.digest):
+            return None
+        text = f"reports on the manifest {record.digest.short}…, and that of {record.name}:"
+        text += f"{record.version} is {str(owner.digest)[:15]}…. {_HEAL_REPORT}"
+        return Finding("report", key, text)
+
     def _strays(self) -> Iterator[Finding]:
         for stat in self._other:
             if text := _stray_text(stat.key):
                 yield Finding("stray", stat.key, text)
 
 
+_HEAL_REPORT = "Nothing is promoted past it; remove this object by hand"
 _ASIDE = "Run: brainstore fsck --deep --repair, which moves it aside. "
 
 
@@ -229,6 +260,14 @@ def _collector(zoo: Zoo) -> Iterator[Finding]:
         hours = _age_s(stat) / 3600
         text = f"a collection has been {state.state} for {hours:.0f} h; has its process died?"
         yield Finding("gc", GC_STATE_KEY, text)
+
+
+def _policy(zoo: Zoo) -> Iterator[Finding]:
+    try:
+        in_force(zoo)
+    except (Corrupt, Unsupported) as error:
+        text = f"{error}. Nothing is promoted; remove it by hand, and set it again"
+        yield Finding("policy", POLICY_KEY, text)
 
 
 def _age_s(stat: Stat) -> float:
@@ -352,9 +391,11 @@ def _differing(right: Row, found: Row) -> list[str]:
 
 def _stray_text(key: str) -> str:
     """Return what to say of a key that is no record and no blob; nothing if it has a place."""
-    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY) or key.startswith(INTENTS_PREFIX):
+    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY, POLICY_KEY) or key.startswith(
+        INTENTS_PREFIX
+    ):
         return ""
-    if parse_fact_key(key) is not None or _is_report(key):
+    if parse_fact_key(key) is not None:
         return ""
     if key.startswith(DAMAGED_PREFIX):
         return "a damaged blob that a repair moved here; remove it when it is not needed"
@@ -363,8 +404,3 @@ def _stray_text(key: str) -> str:
     if key.startswith(BLOBS_PREFIX):
         return "lies among the blobs, but is not named like one"
     return "is nothing of brainstore's, and is left alone"
-
-
-def _is_report(key: str) -> bool:
-    version, found, _ = key.rpartition("/reports/")
-    return bool(found) and parse_manifest_key(f"{version}/manifest.json") is not None

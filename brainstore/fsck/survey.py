@@ -40,6 +40,7 @@ class Finding:
     blob-missing, blob-size, blob-damaged, leaf
                         content: gone, of another size, of other bytes, of another form
     pointer, latest     an alias, or `latest`, names what it must not
+    report, policy      a quality report that cannot count, or a policy that cannot be read
     index               snapshot or journal differ from the records
     intent, stray       harmless: a save that died long ago, a key of nobody's
     """
