@@ -319,9 +319,9 @@ def _text(text: object, where: str) -> str:
 
 
 def _op(op: object, where: str) -> str:
-    if op not in OPS:
+    if not isinstance(op, str) or op not in OPS:
         raise BadParams(f"{where}: unknown operator {op!r:.20}; there are {' '.join(OPS)}")
-    return str(op)
+    return op
 
 
 def _number(value: object, where: str) -> float:

@@ -123,8 +123,8 @@ class Lineage:
 
     def text(self) -> str:
         """Return the graph as two indented trees: made from, and became."""
-        up = self._tree(lambda edge: (edge.child, edge.parent))
-        down = self._tree(lambda edge: (edge.parent, edge.child))
+        up = self._tree(self._true_edges(), lambda edge: (edge.child, edge.parent))
+        down = self._tree(self.edges, lambda edge: (edge.parent, edge.child))
         lines = [_line(self.nodes[self.version], "")]
         lines += ["made from", *up] if up else ["made from nothing that is recorded"]
         lines += ["became", *down] if down else ["became nothing that is recorded"]
@@ -134,7 +134,7 @@ class Lineage:
         return self.text()
 
     def _reached(self, ends: Callable[[Edge], tuple[Version, Version]]) -> list[Node]:
-        following = _following([edge for edge in self.edges if not edge.pinned], ends)
+        following = _following(self._true_edges(), ends)
         seen, frontier = {self.version}, [self.version]
         found: list[Node] = []
         while frontier:
@@ -144,9 +144,14 @@ class Lineage:
             found += [self.nodes[version] for version in frontier]
         return found
 
-    def _tree(self, ends: Callable[[Edge], tuple[Version, Version]]) -> list[str]:
+    def _true_edges(self) -> list[Edge]:
+        return [edge for edge in self.edges if not edge.pinned]
+
+    def _tree(
+        self, edges: Sequence[Edge], ends: Callable[[Edge], tuple[Version, Version]]
+    ) -> list[str]:
         """Return a line for each edge on the way; a version is opened only once."""
-        following = _following(self.edges, ends)
+        following = _following(edges, ends)
         lines: list[str] = []
         opened = {self.version}
         # Not recursive: a lineage may be a thousand versions deep.
