@@ -174,7 +174,7 @@ class QualityReport(msgspec.Struct, frozen=True):
 
 
 class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a metric must be. With `station`, as that station measured it; else as any did.
+    """What a metric must be, as `station` measured it, or else as the rule's stations did.
 
     Raises:
         BadParams: `op` is unknown, or the threshold is no number, or is NaN.
@@ -219,8 +219,9 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
         alias: the alias that it guards.
         models: of which models, as a pattern of `fnmatch`; `*` fits `/` too.
         stations: each must have reported; its newest report must be passed.
-        checks: conditions, each on the newest report that measured the metric; texts such
-            as "return >= 7.0" will do.
+        checks: conditions, each on the newest report that measured the metric: of the
+            condition's station, or else of one of `stations`, or of any if there are none.
+            Texts such as "return >= 7.0" will do.
         max_age_s: how old those reports may be.
         frozen_experts: whether every expert that the version declares must be proved.
 

@@ -115,10 +115,14 @@ def test_a_version_without_reports_misses_everything_and_the_alias_stays(
         ([report(6.0)], ["station s3", "metric return"]),
         ([report(NAN)], ["station s3", "metric return"]),
         ([QualityReport("s3")], ["station s3", "metric return"]),
-        ([report(station="s4")], ["station s3"]),
+        ([report(station="s4")], ["station s3", "metric return"]),
         ([report(9.0), report(6.0)], ["station s3", "metric return"]),
         ([report(6.0), report(9.0)], []),
-        ([report(9.0), report(6.0, station="s4")], ["metric return"]),
+        ([report(9.0), report(6.0, station="s4")], []),
+        (
+            [QualityReport("s3", [Check("return", 6, ">", 0)]), report(9.0, station="s4")],
+            ["metric return"],
+        ),
         ([report(9.0), QualityReport("s3", [Check("loss", 1, "<", 2)])], []),
         (
             [QualityReport("s3", [Check("return", 9, ">", 0), Check("return", 6, ">", 0)])],
@@ -136,6 +140,16 @@ def test_the_newest_report_of_each_station_and_on_each_metric_decides(
         assert missing(zoo, "ppo:3") == lacks
     else:
         zoo.promote("ppo:3", "prod")
+
+
+def test_a_rule_without_stations_takes_a_metric_from_whoever_measured_it_last(
+    zoo: BrainManager,
+) -> None:
+    zoo.set_policy([Rule("prod", checks=["return >= 7"])])
+    zoo.add_report("ppo:3", report(9.0, station="s4"))
+    zoo.promote("ppo:3", "prod")
+    zoo.add_report("ppo:3", report(6.0, station="s5"))
+    assert missing(zoo, "ppo:3") == ["metric return"]
 
 
 def test_a_condition_may_name_its_station(zoo: BrainManager) -> None:

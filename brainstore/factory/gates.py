@@ -222,7 +222,7 @@ def _checks(
     for condition in rule.checks:
         at = f" at {condition.station}" if condition.station else ""
         what = f"metric {condition.metric}{at}"
-        newest = _measuring(condition, reports)
+        newest = _measuring(rule, condition, reports)
         if newest is None:
             yield Missing(what, str(condition), "no report that measured it")
             continue
@@ -235,9 +235,12 @@ def _checks(
         yield from _too_old(rule, newest, what)
 
 
-def _measuring(condition: Condition, reports: Sequence[QualityReport]) -> QualityReport | None:
+def _measuring(
+    rule: Rule, condition: Condition, reports: Sequence[QualityReport]
+) -> QualityReport | None:
+    stations = [condition.station] if condition.station else rule.stations
     for report in reversed(reports):
-        if condition.station in (None, report.station) and report.values(condition.metric):
+        if report.station in (stations or [report.station]) and report.values(condition.metric):
             return report
     return None
 
