@@ -168,7 +168,9 @@ class Pointers:
         """
         if alias == LATEST:
             raise BadReference("alias 'latest' is reserved: it always is the highest live version")
-        before, after = self._swap_alias(name, alias, to, expected, generation, why, gate)
+        before, after = self._swap_alias(
+            name, alias, to, expected=expected, generation=generation, why=why, gate=gate
+        )
         # Also when it names that already: who moved it may have died before this line.
         if after.generation:
             self._record_move(after)
@@ -186,10 +188,17 @@ class Pointers:
         Raises:
             Conflict: the alias has moved on since; it is left where it is.
         """
-        back = self._before_move(moved)
-        gate = moved.passed(back.version, back.digest) if back else None
-        name, alias, generation = moved.name, moved.ref, moved.generation
-        _, after = self._swap_alias(name, alias, back, to.version, generation, why, gate)
+        back, undone = self._before_move(moved), moved.moves[-1].write_id
+        _, after = self._swap_alias(
+            moved.name,
+            moved.ref,
+            back,
+            expected=to.version,
+            generation=moved.generation,
+            why=why,
+            gate=moved.passed(back.version, back.digest, but=undone) if back else None,
+            undoes=undone,
+        )
         self._record_move(after)
 
     def _before_move(self, pointer: Pointer) -> Version | None:
@@ -208,10 +217,12 @@ class Pointers:
         name: Name,
         alias: Alias,
         to: Version | None,
+        *,
         expected: int | None,
         generation: int | None,
         why: str,
         gate: Gate | None,
+        undoes: str | None = None,
     ) -> tuple[Pointer | None, Pointer]:
         write_id = new_ulid()
         for _ in range(SWAP_ATTEMPTS):
@@ -230,10 +241,18 @@ class Pointers:
                     f"{_version_text(before.version)}. Look again: brainstore log {name}"
                 )
             number, digest = (to.version, to.digest) if to else (None, None)
-            if (before.version, before.digest) == (number, digest) and not _is_news(before, gate):
+            is_there = (before.version, before.digest) == (number, digest)
+            if is_there and undoes is None and not _is_news(before, gate):
                 return before, before
             moved = before.moved(
-                number, digest, newest=0, by=self._by, why=why, write_id=write_id, gate=gate
+                number,
+                digest,
+                newest=0,
+                by=self._by,
+                why=why,
+                write_id=write_id,
+                gate=gate,
+                undoes=undoes,
             )
             try:
                 expect = found[1] if found else ABSENT

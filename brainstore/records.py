@@ -284,7 +284,11 @@ class Policy(Record, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One move of a pointer. A version of None means that it named nothing."""
+    """One move of a pointer. A version of None means that it named nothing.
+
+    `undoes` is the write id of a move that this one takes back: what it was made for had
+    ceased to be so while it was made.
+    """
 
     from_version: int | None = msgspec.field(name="from")
     to_version: int | None = msgspec.field(name="to")
@@ -294,6 +298,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     write_id: str
     why: str = ""
     gate: Gate | None = None
+    undoes: str | None = None
 
 
 class Pointer(Record, frozen=True, kw_only=True):
@@ -318,6 +323,7 @@ class Pointer(Record, frozen=True, kw_only=True):
         why: str,
         write_id: str,
         gate: Gate | None = None,
+        undoes: str | None = None,
     ) -> Pointer:
         """Return the pointer after a move to `version`."""
         move = Move(
@@ -329,6 +335,7 @@ class Pointer(Record, frozen=True, kw_only=True):
             write_id=write_id,
             why=why,
             gate=gate,
+            undoes=undoes,
         )
         return msgspec.structs.replace(
             self,
@@ -340,14 +347,21 @@ class Pointer(Record, frozen=True, kw_only=True):
             moves=(*self.moves, move)[-KEPT_MOVES:],
         )
 
-    def passed(self, version: int, digest: Digest) -> Gate | None:
-        """Return the gate that the version last passed on its way here, not forced, or None."""
+    def passed(self, version: int, digest: Digest, *, but: str | None = None) -> Gate | None:
+        """Return the gate that the version last passed on its way here, or None.
+
+        One that was forced, or taken back, does not count; nor does the move `but`.
+        """
+        void = {move.undoes for move in self.moves} | {but}
         gates = [
             move.gate
             for move in self.moves
-            if (move.to_version, move.to_digest) == (version, digest) and move.gate
+            if (move.to_version, move.to_digest) == (version, digest)
+            and move.gate
+            and not move.gate.is_forced
+            and move.write_id not in void
         ]
-        return next((gate for gate in reversed(gates) if not gate.is_forced), None)
+        return gates[-1] if gates else None
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -385,6 +385,23 @@ def test_what_a_policy_or_report_changes_before_the_swap_counts_and_the_alias_st
     assert gate is not None
     assert gate.reports == (zoo.reports("ppo:1")[0].id,)
     assert fsck(zoo.zoo) == []
+    zoo.set_policy([RULE])
+    for again in (lambda: zoo.alias("ppo:2", "prod"), lambda: zoo.rollback("ppo", "prod")):
+        with pytest.raises(GateFailed):
+            again()
+
+
+def test_a_gate_that_is_taken_back_from_where_the_alias_was_leaves_it_there_without_one(
+    zoo: BrainManager,
+) -> None:
+    zoo.alias("ppo:1", "prod", force=True)
+    stricter = [Rule("prod", stations=["s9"])]
+    with raced(zoo, is_swap, lambda other: other.set_policy(stricter)) as slow:
+        with pytest.raises(GateFailed):
+            slow.promote("ppo:1", "prod")
+    assert moves(zoo) == [(None, 1), (1, 1), (1, 1)]
+    assert last_move(zoo).gate is None
+    assert pointer(zoo).passed(1, zoo.resolve("ppo:1").digest) is None
 
 
 def test_a_version_that_is_deleted_before_the_swap_is_not_what_the_alias_names(

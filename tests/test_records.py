@@ -137,7 +137,7 @@ PROMOTED = msgspec.structs.replace(
         msgspec.structs.replace(
             POINTER.moves[0], gate=Gate(policy=B, generation=1, is_forced=True)
         ),
-        msgspec.structs.replace(POINTER.moves[1], gate=GATE),
+        msgspec.structs.replace(POINTER.moves[1], gate=GATE, undoes="w1"),
     ),
 )
 STORED_REPORT = StoredReport(name=PPO, version=3, digest=A, at=AT, by=BY, report=REPORT)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     help="A .json or .toml file with the whole report, in place of the options above.",
 )  # fmt: skip
 def report(call: Call, ref: str, file: str | None, **fields: Any) -> None:
-    """File a quality report on a version, or list those that it has."""
+    """File a quality report on a version, or list those it has."""
     given = {key: value for key, value in fields.items() if value not in (None, ())}
     if file and given:
         raise click.UsageError("--file holds the whole report; drop the other options")
