@@ -230,10 +230,10 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
         BadReference: the alias does not parse.
     """
 
-    alias: Alias
+    alias: str
     models: str = "*"
     stations: Sequence[str] = ()
-    checks: Sequence[Condition] = ()
+    checks: Sequence[Condition | str] = ()
     max_age_s: Number | None = None
     frozen_experts: bool = False
 
@@ -269,6 +269,11 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
             raise BadParams(f"rule: expected a Rule or its fields, found {type(given).__name__}")
         checks = _sequence(given.get("checks", ()), "rule: checks")
         return _converted({**given, "checks": list(map(Condition.of, checks))}, cls, "rule")
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The checks, none of them as text."""
+        return tuple(map(Condition.of, self.checks))
 
     def guards(self, name: str, alias: str) -> bool:
         return self.alias == alias and fnmatchcase(name, self.models)

@@ -171,6 +171,15 @@ def test_lineage_is_text_json_or_dot(zoo: BrainManager) -> None:
     refused(3, "lineage", "ppo_swarm:9")
 
 
+def test_show_still_shows_a_version_whose_reports_cannot_be_read(zoo: BrainManager) -> None:
+    zoo.add_report("ppo_swarm:1", QualityReport("s3"))
+    [key] = [stat.key for stat in zoo.zoo.store.list("models/") if "/reports/" in stat.key]
+    zoo.zoo.store.put(key, b"{}")
+    assert "do not hold the record" in parsed("show", "ppo_swarm:1")["reports_problem"]
+    assert "reports    " in ok("show", "ppo_swarm:1")
+    refused(5, "report", "ppo_swarm:1")
+
+
 def test_a_save_takes_station_experts_and_a_report(zoo: BrainManager) -> None:
     weights = np.arange(6, dtype=np.float32)
     np.savez("nav.npz", kernel=weights)

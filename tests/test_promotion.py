@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from zoos import Call, Proceed, WrappedStore, opened, params
+from conftest import S3Place
+from zoos import (
+    Call,
+    Crash,
+    CrashingStore,
+    Proceed,
+    WrappedStore,
+    finish,
+    memory_copy,
+    opened,
+    params,
+)
 
 from brainstore import (
     BadParams,
@@ -396,9 +409,11 @@ def test_a_gate_that_is_taken_back_from_where_the_alias_was_leaves_it_there_with
 ) -> None:
     zoo.alias("ppo:1", "prod", force=True)
     stricter = [Rule("prod", stations=["s9"])]
-    with raced(zoo, is_swap, lambda other: other.set_policy(stricter)) as slow:
-        with pytest.raises(GateFailed):
-            slow.promote("ppo:1", "prod")
+    with (
+        raced(zoo, is_swap, lambda other: other.set_policy(stricter)) as slow,
+        pytest.raises(GateFailed),
+    ):
+        slow.promote("ppo:1", "prod")
     assert moves(zoo) == [(None, 1), (1, 1), (1, 1)]
     assert last_move(zoo).gate is None
     assert pointer(zoo).passed(1, zoo.resolve("ppo:1").digest) is None
@@ -413,6 +428,31 @@ def test_a_version_that_is_deleted_before_the_swap_is_not_what_the_alias_names(
     ):
         slow.promote("ppo:2", "prod")
     assert "prod" not in zoo.aliases("ppo")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_promotion_that_dies_at_any_call_is_finished_by_the_next(
+    zoo: BrainManager, after: bool
+) -> None:
+    zoo.promote("ppo:2", "prod")
+    finish(zoo)
+    before = zoo.zoo.store
+    assert isinstance(before, MemoryStore)
+    for at in range(100):
+        copy = memory_copy(before)
+        dying = CrashingStore(copy, at, after=after)
+        with contextlib.suppress(Crash), opened(dying) as other:
+            other.promote("ppo:1", "prod")
+        with opened(copy) as other:
+            assert moves(other) in ([(None, 2)], [(None, 2), (2, 1)])
+            assert all(move.gate for move in pointer(other).moves)
+            other.promote("ppo:1", "prod")
+            assert moves(other) == [(None, 2), (2, 1)]
+            assert other.zoo.index().aliases_of("ppo") == {"prod": 1}
+            assert fsck(other.zoo) == []
+        if not dying.has_crashed:
+            return
+    pytest.fail("a promotion makes more calls than expected")
 
 
 def test_expected_is_held_against_what_the_alias_names(zoo: BrainManager) -> None:
@@ -550,3 +590,21 @@ def test_a_pointer_with_gates_is_plain_json(zoo: BrainManager) -> None:
     zoo.alias("ppo:3", "candidate")
     body = objects(zoo)[pointer_key(Name("ppo"), Alias("candidate"))]
     assert "gate" not in json.loads(body)["moves"][0]
+
+
+@pytest.mark.s3
+def test_reports_policy_and_promotion_work_in_a_bucket(s3_place: S3Place, tmp_path: Path) -> None:
+    options = s3_place.storage_options
+    with opened(s3_place.url, storage_options=options, cache=tmp_path / "a") as zoo:
+        zoo.save("ppo", params(1))
+        zoo.set_policy([RULE], expected=0)
+        zoo.add_report("ppo:1", report(NAN))
+        with pytest.raises(GateFailed):
+            zoo.promote("ppo:1", "prod")
+        with opened(s3_place.url, storage_options=options, cache=tmp_path / "b") as other:
+            other.add_report("ppo:1", report())
+            with pytest.raises(Conflict):
+                other.set_policy([], expected=0)
+        zoo.promote("ppo:1", "prod", expected=0)
+        assert [each.is_passed for each in zoo.reports("ppo:prod")] == [False, True]
+        assert fsck(zoo.zoo) == []

@@ -115,7 +115,7 @@ def _print_policy(found: Policy) -> None:
             rule.models,
             render.value(list(rule.stations)),
             ", ".join(
-                f"{x.metric} {x}{f' at {x.station}' if x.station else ''}" for x in rule.checks
+                f"{x.metric} {x}{f' at {x.station}' if x.station else ''}" for x in rule.conditions
             )
             or render.NOTHING,
             f"{rule.max_age_s:,.0f} s" if rule.max_age_s else render.NOTHING,

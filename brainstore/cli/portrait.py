@@ -9,6 +9,7 @@ import click
 
 from brainstore.cli import render
 from brainstore.cli.factory import plain_report
+from brainstore.errors import Corrupt, Unsupported
 from brainstore.meta import unmarked
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def portrait(
     """Return all that is known of a version, as plain data with stable keys."""
     pointers = zoo.zoo.registry.pointers.all_of(version.name)
     naming = [pointer for pointer in pointers if pointer.version == version.version]
+    reports, problem = _reports(zoo, version)
     return {
         "full_name": version.full_name,
         "name": version.name,
@@ -39,7 +41,8 @@ def portrait(
             name: _group(group, manifest, leaves=leaves) for name, group in manifest.groups.items()
         },
         "station": manifest.made_at,
-        "reports": [_report(report) for report in zoo.reports(f"{version}@{version.digest}")],
+        "reports": reports,
+        "reports_problem": problem,
         "gates": {pointer.ref: gate for pointer in naming if (gate := _gate(pointer))},
         "parents": [_pin(pin) for pin in manifest.parents],
         "frozen_experts": {path: _pin(pin) for path, pin in manifest.frozen_experts.items()},
@@ -84,7 +87,7 @@ def print_portrait(found: Mapping[str, Any]) -> None:
         "notes": str(meta.get("notes", "")).splitlines(),
         "source": meta.get("source_checkpoint"),
         "station": found["station"],
-        "reports": [report["text"] for report in found["reports"]],
+        "reports": found["reports_problem"] or [report["text"] for report in found["reports"]],
         "gates": [f"{alias}: {gate['text']}" for alias, gate in found["gates"].items()],
         "parents": [_pin_text(pin) for pin in found["parents"]],
         "experts": [f"{path}: {_pin_text(pin)}" for path, pin in found["frozen_experts"].items()],
@@ -118,6 +121,14 @@ def _pin(pin: Pin) -> dict[str, Any]:
         "relation": pin.relation,
         **({"subtree": pin.subtree} if pin.subtree else {}),
     }
+
+
+def _reports(zoo: BrainManager, version: Version) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the reports on a version; or none, and why they cannot be read."""
+    try:
+        return [_report(report) for report in zoo.reports(f"{version}@{version.digest}")], None
+    except (Corrupt, Unsupported) as error:
+        return [], str(error)
 
 
 def _report(report: QualityReport) -> dict[str, Any]:

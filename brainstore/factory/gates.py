@@ -219,7 +219,7 @@ def _told(reports: Sequence[QualityReport]) -> str:
 def _checks(
     rule: Rule, reports: Sequence[QualityReport], used: list[QualityReport]
 ) -> Iterator[Missing]:
-    for condition in rule.checks:
+    for condition in rule.conditions:
         at = f" at {condition.station}" if condition.station else ""
         what = f"metric {condition.metric}{at}"
         newest = _measuring(rule, condition, reports)

@@ -37,9 +37,8 @@ from brainstore.errors import (
     NoZoo,
     Unsupported,
 )
-from brainstore.factory.policy import in_force
-from brainstore.factory.reports import read_report
 from brainstore.fsck.content import Content
+from brainstore.fsck.quality import policy_findings, report_findings
 from brainstore.fsck.repair import mend
 from brainstore.fsck.survey import Finding, Key, Survey, each, survey
 from brainstore.index import Index, Row
@@ -123,11 +122,11 @@ class _Check:
         return [
             *found,
             *_collector(self.zoo),
-            *_policy(self.zoo),
+            *policy_findings(self.zoo),
             *self.survey.findings,
             *self._missing_blobs(),
             *self._pointers_and_index(),
-            *self._bad_reports(),
+            *report_findings(self.zoo, self.survey, self._reports),
             *_stale_intents(self.zoo),
             *self._strays(),
         ]
@@ -201,34 +200,12 @@ class _Check:
             return [*pointers, Finding("index", SNAPSHOT_KEY, str(error))]
         return [*pointers, *_index(self.survey, index, self.name, under_way)]
 
-    def _bad_reports(self) -> list[Finding]:
-        found = each(self.zoo, self._report_finding, self._reports)
-        return [finding for finding in found if finding is not None]
-
-    def _report_finding(self, key: str) -> Finding | None:
-        """Return what is wrong with a report: unreadable, misplaced, or about other content."""
-        try:
-            record = read_report(self.zoo, key)
-        except (Corrupt, Unsupported) as error:
-            return Finding("report", key, f"{error}. {_HEAL_REPORT}")
-        if record is None:
-            return None
-        owner = self.survey.versions.get((record.name, record.version))
-        if owner is None and (record.name, record.version) not in self.survey.damaged:
-            return Finding("report", key, f"reports on a version that never was. {_HEAL_REPORT}")
-        if owner is None or owner.digest in (None, record.digest):
-            return None
-        text = f"reports on the manifest {record.digest.short}…, and that of {record.name}:"
-        text += f"{record.version} is {str(owner.digest)[:15]}…. {_HEAL_REPORT}"
-        return Finding("report", key, text)
-
     def _strays(self) -> Iterator[Finding]:
         for stat in self._other:
             if text := _stray_text(stat.key):
                 yield Finding("stray", stat.key, text)
 
 
-_HEAL_REPORT = "Nothing is promoted past it; remove this object by hand"
 _ASIDE = "Run: brainstore fsck --deep --repair, which moves it aside. "
 
 
@@ -260,14 +237,6 @@ def _collector(zoo: Zoo) -> Iterator[Finding]:
         hours = _age_s(stat) / 3600
         text = f"a collection has been {state.state} for {hours:.0f} h; has its process died?"
         yield Finding("gc", GC_STATE_KEY, text)
-
-
-def _policy(zoo: Zoo) -> Iterator[Finding]:
-    try:
-        in_force(zoo)
-    except (Corrupt, Unsupported) as error:
-        text = f"{error}. Nothing is promoted; remove it by hand, and set it again"
-        yield Finding("policy", POLICY_KEY, text)
 
 
 def _age_s(stat: Stat) -> float:
