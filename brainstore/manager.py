@@ -467,7 +467,7 @@ class BrainManager:
         from brainstore.factory.lineage import MOST_VERSIONS, lineage
 
         version, _, owner = self.zoo.find(ref)
-        return lineage(owner, version, most=most or MOST_VERSIONS)
+        return lineage(owner, version, most=MOST_VERSIONS if most is None else most)
 
     def prove(self, ref: str) -> list[Proof]:
         """Return for each frozen expert of a version whether it is one, leaf by leaf.

@@ -303,9 +303,11 @@ def holds(value: float, op: str, threshold: float) -> bool:
     return not is_nan and OPS[op](value, threshold)
 
 
-def age_s(at: str, now: datetime | None = None) -> float:
-    """Return how many seconds ago a time of a report was; negative, in the future."""
-    return ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
+def age_s(report: QualityReport) -> float:
+    """Return how many seconds ago it was measured: negative in the future, inf if unknown."""
+    if not report.at:
+        return math.inf
+    return (datetime.now(UTC) - datetime.fromisoformat(report.at)).total_seconds()
 
 
 def _label(text: object, where: str) -> str:

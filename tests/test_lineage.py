@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from zoos import opened, params
 
-from brainstore import BrainManager
+from brainstore import BadParams, BrainManager
 from brainstore.address import Digest, Name, manifest_key
 from brainstore.factory.lineage import Lineage
 from brainstore.journal import save_fact
@@ -242,3 +242,5 @@ def test_a_long_line_is_followed_to_its_end_or_as_far_as_one_likes(zoo: BrainMan
     assert (len(part.nodes), part.is_complete) == (10, False)
     assert names(part.descendants) == [f"a:{number}" for number in range(2, 11)]
     assert part.text().endswith("and more, not looked at")
+    with pytest.raises(BadParams, match="from 1 up"):
+        zoo.lineage("a:1", most=0)

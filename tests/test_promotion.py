@@ -185,6 +185,16 @@ def test_reports_must_be_fresh_and_not_from_the_future(zoo: BrainManager) -> Non
     zoo.promote("ppo:3", "prod")
 
 
+def test_a_report_that_does_not_say_when_is_not_fresh(zoo: BrainManager) -> None:
+    zoo.set_policy([Rule("prod", stations=["s3"], max_age_s=1e12)])
+    zoo.add_report("ppo:3", report())
+    [key] = [key for key in objects(zoo) if "/reports/" in key]
+    record = json.loads(objects(zoo)[key])
+    record["report"]["at"] = ""
+    zoo.zoo.store.put(key, json.dumps(record).encode())
+    assert missing(zoo, "ppo:3") == ["station s3"]
+
+
 def test_frozen_experts_must_be_proved_where_a_rule_says_so(zoo: BrainManager) -> None:
     zoo.set_policy([Rule("prod", frozen_experts=True)])
     fused = {"nav": params(0), "head": params(9)}

@@ -172,7 +172,7 @@ def _report(report: QualityReport, manifest: Manifest) -> dict[str, Any]:
         **found,
         "checks": checks,
         "is_passed": report.is_passed,
-        "came_with_save": report == manifest.report,
+        "came_with_save": manifest.report is not None and report.id == manifest.report.id,
     }
 
 

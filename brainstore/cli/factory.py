@@ -150,7 +150,9 @@ def policy_set(call: Call, file: str, expected: int | None, why: str) -> None:
 @verb("lineage")
 @click.argument("ref")
 @click.option("--dot", is_flag=True, help="Print it in Graphviz's language.")
-@click.option("--most", type=int, metavar="N", help="Look at N versions. [default: 1000]")
+@click.option(
+    "--most", type=click.IntRange(min=1), metavar="N", help="Look at N versions. [default: 1000]"
+)
 def lineage(call: Call, ref: str, dot: bool, most: int | None) -> None:
     """Show what a version was made from, and what became of it."""
     zoo, ref = call.open_for(ref)

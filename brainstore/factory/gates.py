@@ -248,11 +248,11 @@ def _measuring(
 def _too_old(rule: Rule, report: QualityReport, what: str) -> Iterator[Missing]:
     if rule.max_age_s is None:
         return
-    age = age_s(report.at)
+    age, at = age_s(report), report.at or "an unknown time"
     if age > rule.max_age_s:
-        yield Missing(what, f"a report of the last {rule.max_age_s:,.0f} s", f"one of {report.at}")
+        yield Missing(what, f"a report of the last {rule.max_age_s:,.0f} s", f"one of {at}")
     elif age < -FUTURE_S:
-        yield Missing(what, "a report of the past", f"one of {report.at}, which is to come")
+        yield Missing(what, "a report of the past", f"one of {at}, which is to come")
 
 
 def _experts(zoo: Zoo, rule: Rule, version: Version) -> Iterator[Missing]:

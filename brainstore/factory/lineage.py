@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from brainstore.address import Digest, Name
-from brainstore.errors import BadReference, Corrupt, Unsupported
+from brainstore.errors import BadParams, BadReference, Corrupt, Unsupported
 from brainstore.index import Row
 from brainstore.records import Manifest, Pin
 from brainstore.versions import Version
@@ -177,8 +177,11 @@ def lineage(zoo: Zoo, version: Version, *, most: int = MOST_VERSIONS) -> Lineage
         most: how many versions are looked at; the nearest come first.
 
     Raises:
+        BadParams: `most` is below 1.
         Corrupt: the index cannot be read; damaged manifests raise nothing.
     """
+    if most < 1:
+        raise BadParams(f"lineage: most: expected a number from 1 up, found {most}")
     search = _Search(zoo, most)
     search.climb(version)
     search.descend(version)
@@ -220,7 +223,7 @@ class _Search:
         """Follow the index down, as far as manifests agree with it."""
         rows = self.zoo.index().rows
         users = _users(rows)
-        frontier = {(version.name, version.version): version}
+        frontier = {_key(version): version}
         seen = set(frontier)
         while frontier:
             named: dict[Version, list[Version]] = {}
@@ -228,11 +231,11 @@ class _Search:
                 for user in users.get(key, ()):
                     if user not in seen and (found := _row_version(user, rows[user])):
                         named.setdefault(found, []).append(frontier[key])
-            seen.update((each.name, each.version) for each in named)
+            seen.update(map(_key, named))
             chosen = self._within(sorted(named, key=_order))
             opened = self.zoo.in_parallel(self._opened, chosen)
             frontier = {
-                (node.version.name, node.version.version): node.version
+                _key(node.version): node.version
                 for node, manifest in opened
                 if self._take_in(node, manifest, named[node.version])
             }
@@ -244,12 +247,11 @@ class _Search:
             self.edges += [Edge(parent, node.version) for parent in named]
             return False
         pins = list(_edges(node.version, manifest))
-        by_key = {(parent.name, parent.version): parent for parent in named}
+        here = {_key(parent): parent for parent in named}
         strays = [
-            replace(edge, parent=parent, pinned=edge.parent.digest)
+            replace(edge, parent=here[_key(edge.parent)], pinned=edge.parent.digest)
             for edge in pins
-            if (parent := by_key.get((edge.parent.name, edge.parent.version), edge.parent))
-            != edge.parent
+            if _key(edge.parent) in here and edge.parent not in named
         ]
         is_child = any(edge.parent in named for edge in pins)
         if is_child or strays:
@@ -324,6 +326,10 @@ def _following(
         start, end = ends(edge)
         found.setdefault(start, []).append((edge, end))
     return found
+
+
+def _key(version: Version) -> Key:
+    return version.name, version.version
 
 
 def _order(version: Version) -> tuple[str, int, str]:
