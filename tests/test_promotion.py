@@ -36,6 +36,7 @@ from brainstore import (
     NotFound,
     QualityReport,
     Rule,
+    StoreUnavailable,
 )
 from brainstore.address import POLICY_KEY, Alias, Name, pointer_key
 from brainstore.errors import NoZoo
@@ -393,13 +394,15 @@ def test_a_promotion_whose_reply_was_lost_and_that_was_overtaken_still_counts(
         lambda other: other.set_policy([Rule("prod", stations=["s9"])]),
         lambda other: other.set_policy([]),
         lambda other: other.add_report("ppo:2", report(1.0)),
+        lambda other: other.zoo.store.put(POLICY_KEY, b"{}"),
     ],
 )
 def test_what_a_policy_or_report_changes_before_the_swap_counts_and_the_alias_steps_back(
     zoo: BrainManager, meanwhile: Callable[[BrainManager], object]
 ) -> None:
     zoo.promote("ppo:1", "prod")
-    with raced(zoo, is_swap, meanwhile) as slow, pytest.raises(GateFailed) as failure:
+    refused = pytest.raises((GateFailed, Corrupt))
+    with raced(zoo, is_swap, meanwhile) as slow, refused as failure:
         slow.promote("ppo:2", "prod")
     assert failure.value.__notes__ == ["ppo:prod is back where it was"]
     assert zoo.aliases("ppo")["prod"] == 1
@@ -407,6 +410,7 @@ def test_what_a_policy_or_report_changes_before_the_swap_counts_and_the_alias_st
     gate = last_move(zoo).gate
     assert gate is not None
     assert gate.reports == (zoo.reports("ppo:1")[0].id,)
+    zoo.zoo.store.delete(POLICY_KEY)
     assert fsck(zoo.zoo) == []
     zoo.set_policy([RULE])
     for again in (lambda: zoo.alias("ppo:2", "prod"), lambda: zoo.rollback("ppo", "prod")):
@@ -427,6 +431,24 @@ def test_a_gate_that_is_taken_back_from_where_the_alias_was_leaves_it_there_with
     assert moves(zoo) == [(None, 1), (1, 1), (1, 1)]
     assert last_move(zoo).gate is None
     assert pointer(zoo).passed(1, zoo.resolve("ppo:1").digest) is None
+
+
+def test_a_store_that_fails_after_the_swap_is_told_with_where_the_alias_is(
+    zoo: BrainManager,
+) -> None:
+    swapped: list[Call] = []
+
+    def around(call: Call, proceed: Proceed) -> Any:
+        if swapped and call.key == POLICY_KEY:
+            raise StoreUnavailable("the store is down")
+        swapped.extend([call] if is_swap(call) else [])
+        return proceed()
+
+    with opened(WrappedStore(zoo.zoo.store, around)) as other:
+        with pytest.raises(StoreUnavailable) as failure:
+            other.promote("ppo:1", "prod")
+        assert failure.value.__notes__ == ["ppo:prod names ppo:1, which had met the policy before"]
+    assert zoo.aliases("ppo")["prod"] == 1
 
 
 def test_a_version_that_is_deleted_before_the_swap_is_not_what_the_alias_names(

@@ -11,15 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from brainstore.address import Alias, Name, Reference
-from brainstore.errors import Conflict, GateFailed
+from brainstore.errors import Conflict, Corrupt, GateFailed, Unsupported
 from brainstore.factory.policy import InForce, in_force
 from brainstore.factory.reports import reports_on
 from brainstore.quality import FUTURE_S, Condition, Gate, QualityReport, Rule, age_s, holds
-from brainstore.records import Manifest
+from brainstore.records import Manifest, Pointer
 from brainstore.versions import Version
 from brainstore.zoo import Zoo
+
+if TYPE_CHECKING:
+    from brainstore.factory.proofs import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,26 @@ class Missing:
 
     def __str__(self) -> str:
         return f"{self.what}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that is to be judged, perhaps more than once."""
+
+    zoo: Zoo
+    version: Version
+    manifest: Manifest
+
+    def reports(self) -> list[QualityReport]:
+        """Return the reports as they are now. Errors as for `reports_on`."""
+        return reports_on(self.zoo, self.version, self.manifest)
+
+    @cached_property
+    def proofs(self) -> list[Proof]:
+        """The proofs of the experts; content does not change, so they are made once."""
+        from brainstore.factory.proofs import prove  # reads leaves, so needs NumPy
+
+        return prove(self.zoo, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +91,13 @@ def guard_of(zoo: Zoo, name: Name, alias: Alias) -> Guard | None:
     return Guard(found, tuple(rules)) if found and rules else None
 
 
-def judge(zoo: Zoo, guard: Guard, version: Version, manifest: Manifest) -> Verdict:
+def judge(candidate: Candidate, guard: Guard) -> Verdict:
     """Hold a version against every rule of a guard, as of now.
 
     Raises:
         Corrupt: a report cannot be read, so that nothing can be said.
     """
-    reports = reports_on(zoo, version, manifest)
+    reports = candidate.reports()
     used: list[QualityReport] = []
     missing = [
         each
@@ -80,7 +105,7 @@ def judge(zoo: Zoo, guard: Guard, version: Version, manifest: Manifest) -> Verdi
         for each in (
             *_stations(rule, reports, used),
             *_checks(rule, reports, used),
-            *_experts(zoo, rule, version),
+            *_experts(rule, candidate),
         )
     ]
     return Verdict(guard.gate(used), tuple(dict.fromkeys(missing)))
@@ -100,9 +125,10 @@ def promote(
     """
     registry = zoo.registry
     version, manifest = registry.find(reference)
+    candidate = Candidate(zoo, version, manifest)
     found = registry.pointers.pointer(version.name, alias)
     generation = found[0].generation if found else 0
-    verdict = _passed(zoo, version, manifest, alias)
+    verdict = _passed(candidate, alias)
     moved = registry.pointers.move_alias(
         version.name,
         alias,
@@ -113,14 +139,27 @@ def promote(
         gate=verdict.gate,
     )
     if moved.generation != generation:
-        try:
-            _passed(zoo, version, manifest, alias)
-        except GateFailed as error:
-            with suppress(Conflict):  # somebody has moved it on
-                registry.pointers.step_back(moved, version, "the policy or a report came between")
-            error.add_note(f"{version.name}:{alias} is back where it was")
-            raise
+        _confirm(candidate, moved)
     return version
+
+
+def _confirm(candidate: Candidate, moved: Pointer) -> None:
+    """Judge once more, after the swap; what came before it counts, and the alias steps back.
+
+    Raises:
+        GateFailed, Corrupt, Unsupported: as before the swap; the alias is back.
+    """
+    shown, pointers = f"{moved.name}:{moved.ref}", candidate.zoo.registry.pointers
+    try:
+        _passed(candidate, moved.ref)
+    except (GateFailed, Corrupt, Unsupported) as error:
+        with suppress(Conflict):  # somebody has moved it on, and that stands
+            pointers.step_back(moved, candidate.version, "policy or reports changed meanwhile")
+            error.add_note(f"{shown} is back where it was")
+        raise
+    except BaseException as error:
+        error.add_note(f"{shown} names {candidate.version}, which had met the policy before")
+        raise
 
 
 def refuse_guarded(zoo: Zoo, name: Name, aliases: Sequence[Alias]) -> None:
@@ -161,7 +200,7 @@ def synced_gate(zoo: Zoo, version: Version, alias: Alias) -> Gate | None:
         return None
     with suppress(GateFailed):
         return hand_gate(zoo, version, alias, force=False)
-    return _passed(zoo, version, zoo.registry.manifest(version), alias).gate
+    return _passed(Candidate(zoo, version, zoo.registry.manifest(version)), alias).gate
 
 
 def _guarded(guard: Guard, shown: str, advice: str) -> GateFailed:
@@ -172,9 +211,14 @@ def _guarded(guard: Guard, shown: str, advice: str) -> GateFailed:
     )
 
 
-def _passed(zoo: Zoo, version: Version, manifest: Manifest, alias: Alias) -> Verdict:
-    """Return the verdict on the version, which is that it may pass."""
-    guard = guard_of(zoo, version.name, alias)
+def _passed(candidate: Candidate, alias: Alias) -> Verdict:
+    """Return the verdict on a version, which is that it may pass.
+
+    Raises:
+        GateFailed: it may not.
+    """
+    version = candidate.version
+    guard = guard_of(candidate.zoo, version.name, alias)
     if guard is None:
         lacks = Missing("policy", f"a rule for {alias} of {version.name}", "none")
         raise GateFailed(
@@ -183,7 +227,7 @@ def _passed(zoo: Zoo, version: Version, manifest: Manifest, alias: Alias) -> Ver
             f"{version} {alias}",
             [lacks],
         )
-    verdict = judge(zoo, guard, version, manifest)
+    verdict = judge(candidate, guard)
     if verdict.missing:
         lines = "\n".join(f"  {each}" for each in verdict.missing)
         raise GateFailed(
@@ -255,11 +299,7 @@ def _too_old(rule: Rule, report: QualityReport, what: str) -> Iterator[Missing]:
         yield Missing(what, "a report of the past", f"one of {at}, which is to come")
 
 
-def _experts(zoo: Zoo, rule: Rule, version: Version) -> Iterator[Missing]:
-    if not rule.frozen_experts:
-        return
-    from brainstore.factory.proofs import prove  # reads leaves, so needs NumPy
-
-    for proof in prove(zoo, version):
+def _experts(rule: Rule, candidate: Candidate) -> Iterator[Missing]:
+    for proof in candidate.proofs if rule.frozen_experts else ():
         if not proof.is_proved:
             yield Missing(f"expert {proof.path}", f"{proof.expert} unchanged", proof.verdict)
