@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import S3Place
+from contender import compete
 from zoos import (
     Call,
     Crash,
@@ -60,6 +61,7 @@ def zoo() -> Iterator[BrainManager]:
         for seed in range(4):
             zoo.save("ppo", params(seed), report=report() if seed < 2 else None)
         zoo.set_policy([RULE])
+        finish(zoo)
         yield zoo
 
 
@@ -512,6 +514,21 @@ def test_of_many_threads_that_promote_at_once_each_moves_or_gets_a_conflict(
     assert all(move.gate and move.gate.reports for move in told)
     for before, after in itertools.pairwise(told):
         assert before.to_version == after.from_version
+
+
+def test_processes_that_promote_at_once_lose_no_move(tmp_path: Path) -> None:
+    last = 6
+    with opened(tmp_path) as zoo:
+        for seed in range(last):
+            zoo.save("ppo", params(seed), report=report())
+        zoo.set_policy([RULE])
+        task = ("chain", {"name": "ppo", "alias": "prod", "to": last, "by_gate": True})
+        movers = compete((str(tmp_path), {}), [task] * 3)
+        assert sorted(move for own in movers for move in own) == list(range(1, last + 1))
+        assert moves(zoo) == list(zip([None, *range(1, last)], range(1, last + 1), strict=True))
+        for move in pointer(zoo).moves:
+            assert move.gate is not None
+            assert move.gate.reports == (zoo.reports(f"ppo:{move.to_version}")[0].id,)
 
 
 # The policy itself

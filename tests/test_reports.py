@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from zoos import opened, params
+from zoos import finish, opened, params
 
 from brainstore import BadParams, BrainManager, Check, Corrupt, NotFound, QualityReport, Unsupported
 from brainstore.address import new_ulid, parse_report_key
@@ -27,6 +27,7 @@ def zoo() -> Iterator[BrainManager]:
     with opened(MemoryStore()) as zoo:
         zoo.save("ppo", params(1))
         zoo.save("ppo", params(2))
+        finish(zoo)
         yield zoo
 
 
@@ -101,6 +102,7 @@ def test_a_report_on_a_deleted_version_is_refused_and_those_before_come_back_wit
     zoo.delete("ppo:2")
     with pytest.raises(NotFound, match="undelete"):
         zoo.add_report("ppo:2", BAD)
+    assert fsck(zoo.zoo) == []
     zoo.undelete("ppo:2")
     assert [report.is_passed for report in zoo.reports("ppo:2")] == [True]
 
