@@ -408,7 +408,13 @@ class BrainManager:
         return reports_on(owner, found, manifest)
 
     def promote(
-        self, ref: str, alias: str, *, expected: int | None = None, why: str = ""
+        self,
+        ref: str,
+        alias: str,
+        *,
+        expected: int | None = None,
+        why: str = "",
+        dry_run: bool = False,
     ) -> Version:
         """Make the alias name the version if the zoo's policy lets it; return the version.
 
@@ -418,6 +424,7 @@ class BrainManager:
         Args:
             expected: promote only if the alias names this version now (0: names none).
             why: a reason, for the log.
+            dry_run: only judge; nothing is moved.
 
         Raises:
             GateFailed: the policy is not met, or none guards the alias; `missing` and the
@@ -429,8 +436,10 @@ class BrainManager:
         from brainstore.factory.gates import promote
 
         reference, pointer = self.zoo.own_reference(ref), movable(alias)
-        version = promote(self.zoo, reference, pointer, expected=expected, why=why)
-        self.zoo.committer.tidy()
+        options: dict[str, Any] = {"expected": expected, "why": why, "dry_run": dry_run}
+        version = promote(self.zoo, reference, pointer, **options)
+        if not dry_run:
+            self.zoo.committer.tidy()
         return version
 
     def policy(self) -> Policy | None:

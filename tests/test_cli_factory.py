@@ -111,6 +111,10 @@ def test_a_promotion_that_may_be_moves_the_alias_and_shows_its_gate(zoo: BrainMa
         "--check",
         "loss=0<1",
     )
+    told = ok("promote", "ppo_swarm:2", "prod", "--dry-run")
+    assert told == "ppo_swarm:2 may become prod; nothing was done\n"
+    assert "prod" not in zoo.aliases("ppo_swarm")
+    refused(6, "promote", "ppo_swarm:1", "prod", "--dry-run")
     refused(4, "promote", "ppo_swarm:2", "prod", "--expect", "1")
     told = ok("promote", "ppo_swarm:2", "prod", "--expect", "0", "--why", "good")
     assert told == "ppo_swarm:prod is ppo_swarm:2\n"

@@ -73,19 +73,25 @@ def _checks(report: QualityReport) -> str:
     help="Only if the alias names version N by now; 0: only if it names none.",
 )  # fmt: skip
 @click.option("--why", default="", metavar="TEXT", help="A reason, for the log.")
-def promote(call: Call, ref: str, alias: str, expected: int | None, why: str) -> None:
+@click.option("-n", "--dry-run", is_flag=True, help="Only say whether the policy lets it.")
+def promote(
+    call: Call, ref: str, alias: str, expected: int | None, why: str, dry_run: bool
+) -> None:
     """Make ALIAS name REF, if the zoo's policy lets it.
 
     Otherwise all that is missing is told, and the exit code is 6.
     """
     zoo, ref = call.open_for(ref)
     try:
-        version = zoo.promote(ref, alias, expected=expected, why=why)
+        version = zoo.promote(ref, alias, expected=expected, why=why, dry_run=dry_run)
     except GateFailed as error:
         if call.as_json:
             render.print_json({"alias": alias, "ref": ref, "missing": error.missing})
         raise
-    moved(call, version, alias)
+    if dry_run and not call.as_json:
+        click.echo(f"{version} may become {alias}; nothing was done")
+    else:
+        moved(call, version, alias)
 
 
 @verbs.group("policy")

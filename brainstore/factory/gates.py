@@ -112,12 +112,19 @@ def judge(candidate: Candidate, guard: Guard) -> Verdict:
 
 
 def promote(
-    zoo: Zoo, reference: Reference, alias: Alias, *, expected: int | None = None, why: str = ""
+    zoo: Zoo,
+    reference: Reference,
+    alias: Alias,
+    *,
+    expected: int | None = None,
+    why: str = "",
+    dry_run: bool = False,
 ) -> Version:
     """Make the alias name the version, if the policy lets it; return the version.
 
     The move records the policy and the reports that it was judged by. A version that the
-    alias names already, and that came through a gate, is judged, and stays.
+    alias names already, and that came through a gate, is judged, and stays. With `dry_run`,
+    it is judged, and nothing moves.
 
     Raises:
         GateFailed: the policy is not met, as `missing` says, or has no rule for the alias.
@@ -129,6 +136,8 @@ def promote(
     found = registry.pointers.pointer(version.name, alias)
     generation = found[0].generation if found else 0
     verdict = _passed(candidate, alias)
+    if dry_run:
+        return version
     moved = registry.pointers.move_alias(
         version.name,
         alias,
