@@ -282,11 +282,13 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
 class Gate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """On what grounds an alias moved: the policy as it was, and the reports that met it.
 
-    `is_forced` says that the policy was there, and was overruled.
+    `rules` are those of the policy that guarded the alias, which may be others by now.
+    `is_forced` says that they were there, and were overruled.
     """
 
     policy: Digest
     generation: int
+    rules: tuple[Rule, ...] = ()
     reports: tuple[str, ...] = ()
     is_forced: bool = False
 

@@ -123,6 +123,7 @@ def test_a_promotion_that_may_be_moves_the_alias_and_shows_its_gate(zoo: BrainMa
     assert "reports    s3 passed: return 7.5 >= 7, loss 0 < 1" in shown
     found = parsed("show", "ppo_swarm:prod")
     assert found["gates"]["prod"]["reports"] == [found["reports"][0]["id"]]
+    assert found["gates"]["prod"]["rules"] == parsed("policy", "show")["rules"]
     log = ok("log")
     assert "promoted nothing → 2  ppo_swarm:prod  good; by policy 1 and 1 report" in log
     assert "set policy 1          policy          begin" in log
@@ -150,10 +151,12 @@ def test_the_policy_is_set_from_a_file_and_shown(zoo: BrainManager) -> None:
     checks = "return >= 7, loss < 1 at s3"
     assert re.split(r"\s{2,}", rule) == ["prod", "*", "s3", checks, "86,400 s", "-"]
     found = parsed("policy", "show")
-    assert found["rules"][0]["checks"][0] == {"metric": "return", "op": ">=", "threshold": 7.0}
+    assert found["rules"][0]["checks"][0] == {
+        "metric": "return", "op": ">=", "threshold": 7.0, "station": None,
+    }  # fmt: skip
     Path("policy.json").write_text(json.dumps({"rules": found["rules"]}))
-    assert parsed("policy", "set", "policy.json")["generation"] == 2
-    assert zoo.policy() is not None
+    again = parsed("policy", "set", "policy.json")
+    assert (again["generation"], again["rules"]) == (2, found["rules"])
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,10 @@ def test_a_version_that_meets_the_policy_is_promoted_with_policy_and_reports_rec
     assert move.gate is not None
     assert (move.why, move.gate.generation, move.gate.reports) == ("first", 1, (own.id,))
     assert move.gate.policy == zoo_digest(zoo)
+    zoo.set_policy([])
+    [move] = pointer(zoo).moves
+    assert move.gate is not None
+    assert move.gate.rules == (RULE,)
     assert fsck(zoo.zoo) == []
 
 
@@ -635,7 +639,7 @@ def test_the_log_tells_of_reports_promotions_and_policies(zoo: BrainManager) -> 
 def test_a_pointer_with_gates_is_plain_json(zoo: BrainManager) -> None:
     zoo.promote("ppo:1", "prod")
     [move] = json.loads(objects(zoo)[PROD])["moves"]
-    assert set(move["gate"]) == {"policy", "generation", "reports"}
+    assert set(move["gate"]) == {"policy", "generation", "rules", "reports"}
     zoo.alias("ppo:3", "candidate")
     body = objects(zoo)[pointer_key(Name("ppo"), Alias("candidate"))]
     assert "gate" not in json.loads(body)["moves"][0]

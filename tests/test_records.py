@@ -130,7 +130,12 @@ POINTER = Pointer(
 )
 UNSET = Pointer(name=PPO, ref=Alias("latest"), version=None, digest=None, newest=4, generation=9,
                 write_id=ULID)  # fmt: skip
-GATE = Gate(policy=A, generation=2, reports=(ULID, "01M85C5056C3GNW55TJ0NF648F"))
+GATE = Gate(
+    policy=A,
+    generation=2,
+    rules=(Rule("prod", stations=["s3"]),),
+    reports=(ULID, "01M85C5056C3GNW55TJ0NF648F"),
+)
 PROMOTED = msgspec.structs.replace(
     POINTER,
     moves=(

@@ -12,7 +12,7 @@ from brainstore.cli.change import moved
 from brainstore.errors import GateFailed
 
 if TYPE_CHECKING:
-    from brainstore.quality import QualityReport
+    from brainstore.quality import QualityReport, Rule
     from brainstore.records import Policy
 
 
@@ -104,11 +104,19 @@ def policy_show(call: Call) -> None:
     """Show the rules of the zoo."""
     found = call.open().policy()
     if call.as_json:
-        render.print_json(found)
+        render.print_json(_plain_policy(found) if found else None)
     elif found is None:
         click.echo("no policy")
     else:
         _print_policy(found)
+
+
+def _plain_policy(found: Policy) -> dict[str, Any]:
+    return {
+        "generation": found.generation,
+        "rules": list(map(plain_rule, found.rules)),
+        "changes": found.changes,
+    }
 
 
 def _print_policy(found: Policy) -> None:
@@ -148,7 +156,7 @@ def policy_set(call: Call, file: str, expected: int | None, why: str) -> None:
     """
     found = call.open().set_policy(read_table(file, "FILE"), expected=expected, why=why)
     if call.as_json:
-        render.print_json(found)
+        render.print_json(_plain_policy(found))
     else:
         _print_policy(found)
 
@@ -169,6 +177,22 @@ def lineage(call: Call, ref: str, dot: bool, most: int | None) -> None:
         render.print_json(found.to_dict())
     else:
         click.echo(found.text())
+
+
+def plain_rule(rule: Rule) -> dict[str, Any]:
+    """Return a rule as plain data, as `policy set` reads it."""
+    checks = [
+        {"metric": x.metric, "op": x.op, "threshold": x.threshold, "station": x.station}
+        for x in rule.conditions
+    ]
+    return {
+        "alias": rule.alias,
+        "models": rule.models,
+        "stations": rule.stations,
+        "checks": checks,
+        "max_age_s": rule.max_age_s,
+        "frozen_experts": rule.frozen_experts,
+    }
 
 
 def plain_report(report: QualityReport) -> dict[str, Any]:

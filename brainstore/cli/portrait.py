@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.cli.factory import plain_report
+from brainstore.cli.factory import plain_report, plain_rule
 from brainstore.errors import Corrupt, Unsupported
 from brainstore.meta import unmarked
 
@@ -143,6 +143,7 @@ def _gate(pointer: Pointer) -> dict[str, Any] | None:
     return {
         "policy": gate.policy,
         "generation": gate.generation,
+        "rules": list(map(plain_rule, gate.rules)),
         "reports": gate.reports,
         "is_forced": gate.is_forced,
         "text": str(gate),

@@ -71,6 +71,7 @@ class Guard:
         return Gate(
             policy=self.in_force.digest,
             generation=self.in_force.policy.generation,
+            rules=self.rules,
             reports=ids,
             is_forced=is_forced,
         )
