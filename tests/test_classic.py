@@ -179,6 +179,9 @@ def test_parents_experts_and_files_survive_export_and_import(
     assert (parent.name, parent.relation) == ("z", "distilled")
     expert = manifest.frozen_experts["w"]
     assert (expert.digest, expert.subtree) == (other.resolve("z:1").digest, "w")
+    other.export("a", tmp_path / "again")
+    told = json.loads((tmp_path / "again/a/v1/frozen_experts/w.json").read_text())
+    assert (told["subtree"], told["expert_subtree"], told["folder"]) == ("w", "w", "z/v1")
     assert other.file("z", "notes/a.md") == b"hello"
 
 

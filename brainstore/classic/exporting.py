@@ -141,7 +141,9 @@ def _write_version(zoo: Zoo, version: Version, manifest: Manifest, folder: Path)
     _write_files(zoo, version, manifest, folder / FILES)
     experts = manifest.frozen_experts
     for path, pin in experts.items():
-        where = {"subtree": path, **_pin(pin), "folder": f"{pin.name}/v{pin.version}"}
+        told = _pin(pin)
+        part = {"expert_subtree": told.pop("subtree")} if pin.subtree else {}
+        where = {"subtree": path, **told, **part, "folder": f"{pin.name}/v{pin.version}"}
         _write_json(folder / EXPERTS / f"{quote(path, safe='')}.json", where)
     station = {"station": manifest.station} if manifest.station else {}
     lineage = {
