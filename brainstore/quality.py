@@ -37,7 +37,7 @@ OPS: Mapping[str, Callable[[float, float], bool]] = {
 _CHECK = re.compile(r"(?P<metric>[^=]+)=(?P<value>[^<>=!]+)(?P<op>[<>]=?|[=!]=)(?P<threshold>.+)")
 _CONDITION = re.compile(r"(?P<metric>[^<>=!]+)(?P<op>[<>]=?|[=!]=)(?P<threshold>.+)")
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 if TYPE_CHECKING:
     Number = float  # what callers may give
@@ -84,6 +84,17 @@ class Check(msgspec.Struct, frozen=True):
     @property
     def is_passed(self) -> bool:
         return holds(self.value, self.op, self.threshold)
+
+    @classmethod
+    def of(cls, given: object) -> Check:
+        """Return the check, from itself, a text such as `return=7.2>=7.0`, or its fields."""
+        if isinstance(given, Mapping):
+            return _made(given, cls, "check")
+        if isinstance(given, str):
+            return cls.parse(given)
+        if not isinstance(given, cls):
+            raise BadParams(f"check: expected a Check, found {given!r:.60}")
+        return given
 
     @classmethod
     def parse(cls, text: str) -> Check:
@@ -146,8 +157,7 @@ class QualityReport(msgspec.Struct, frozen=True):
         """Return the report, from itself or a mapping of its fields; checks may be texts."""
         if isinstance(given, Mapping):
             checks = _sequence(given.get("checks", ()), "report: checks")
-            found = [Check.parse(each) if isinstance(each, str) else each for each in checks]
-            return _converted({**given, "checks": found}, cls, "report")
+            return _made({**given, "checks": list(map(Check.of, checks))}, cls, "report")
         if not isinstance(given, cls):
             raise BadParams(
                 f"report: expected a QualityReport or its fields, found {type(given).__name__}"
@@ -201,7 +211,7 @@ class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            return _converted(given, cls, "condition")
+            return _made(given, cls, "condition")
         match = _CONDITION.fullmatch(given.strip()) if isinstance(given, str) else None
         if match is None:
             raise BadParams(f"condition {given!r:.80}: expected such as 'return >= 7.0'")
@@ -267,8 +277,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
             return given
         if not isinstance(given, Mapping):
             raise BadParams(f"rule: expected a Rule or its fields, found {type(given).__name__}")
-        checks = _sequence(given.get("checks", ()), "rule: checks")
-        return _converted({**given, "checks": list(map(Condition.of, checks))}, cls, "rule")
+        return _made(given, cls, "rule")
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -386,11 +395,11 @@ def _instant(at: object, where: str) -> str:
     return found.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _converted(given: Mapping[str, Any], kind: type[T], where: str) -> T:
-    """Return the struct with these fields; one that it does not have is an error."""
-    if unknown := sorted(set(given) - set(kind.__struct_fields__)):  # type: ignore[attr-defined]
-        raise BadParams(f"{where}: unknown fields {', '.join(map(str, unknown))}")
-    try:
-        return msgspec.convert(dict(given), kind, dec_hook=lambda type_, value: type_(value))
-    except msgspec.ValidationError as error:
-        raise BadParams(f"{where}: {error}") from error
+def _made(given: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """Return the struct with these fields. It checks their values itself."""
+    known = msgspec.structs.fields(kind)
+    if unknown := set(given) - {each.name for each in known}:
+        raise BadParams(f"{where}: unknown fields {', '.join(sorted(map(str, unknown)))}")
+    if lacking := {each.name for each in known if each.required} - set(given):
+        raise BadParams(f"{where}: lacks {', '.join(sorted(lacking))}")
+    return kind(**given)

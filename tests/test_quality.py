@@ -68,6 +68,21 @@ def test_arrays_scalars_and_times_are_coerced_to_plain_values() -> None:
     assert [type(seed) for seed in found.seeds] == [int]
 
 
+def test_a_report_may_be_given_as_its_fields_with_values_of_any_library() -> None:
+    at = datetime(2026, 11, 23, 22, 33, 35, tzinfo=UTC)
+    fields = {
+        "station": "s3",
+        "checks": ["a=1>0", {"metric": "b", "value": np.float32(2), "op": "<", "threshold": 3}],
+        "n": np.int32(5),
+        "seeds": (np.int64(1),),
+        "at": at,
+    }
+    found = QualityReport.of(fields)
+    assert found.checks == (Check("a", 1, ">", 0), Check("b", 2, "<", 3))
+    assert (found.n, found.seeds, found.at) == (5, (1,), "2026-11-23T22:33:35.000Z")
+    assert QualityReport.of(found) is found
+
+
 @pytest.mark.parametrize(
     ("text", "check"),
     [
@@ -110,7 +125,9 @@ def test_a_text_that_is_no_check_is_refused(text: str) -> None:
         (lambda: QualityReport("s3", at="2026-11-23T22:33:35"), "time zone"),
         (lambda: QualityReport.of(5), "found int"),
         (lambda: QualityReport.of({"station": "s3", "score": 1}), "unknown fields score"),
-        (lambda: QualityReport.of({"checks": []}), "station"),
+        (lambda: QualityReport.of({"checks": []}), "lacks station"),
+        (lambda: QualityReport.of({"station": "s3", "checks": [5]}), "expected a Check"),
+        (lambda: QualityReport.of({"station": "s3", "checks": "a=1>0"}), "expected a list"),
         (lambda: QualityReport.of({"station": "s", "checks": [{"metric": "a"}]}), "value"),
         (lambda: Condition("a", ">", NAN), "NaN"),
         (lambda: Condition("a", "is", 1), "unknown operator"),
