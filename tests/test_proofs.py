@@ -136,6 +136,12 @@ def test_a_part_of_an_expert_can_be_meant(zoo: BrainManager) -> None:
         proof_of(zoo, EXPERT, "nav:1#conv")
 
 
+def test_all_params_can_be_an_expert(zoo: BrainManager) -> None:
+    zoo.save("copy", EXPERT, frozen_experts={"": "nav:1"})
+    [proof] = zoo.prove("copy")
+    assert (proof.path, proof.is_proved) == ("", True)
+
+
 def test_a_subtree_that_the_params_lack_is_refused(zoo: BrainManager) -> None:
     with pytest.raises(BadParams, match="experts/arm"):
         proof_of(zoo, EXPERT, path="experts/arm")

@@ -15,6 +15,7 @@ from zoos import finish, opened, params
 from brainstore import BadParams, BrainManager, Check, Corrupt, NotFound, QualityReport, Unsupported
 from brainstore.address import new_ulid, parse_report_key
 from brainstore.fsck import fsck
+from brainstore.storage.base import Stat
 from brainstore.storage.memory import MemoryStore
 
 GOOD = QualityReport("s3", [Check("return", 7.5, ">=", 7.0)], n=10, seeds=[1, 2])
@@ -238,6 +239,41 @@ def test_a_report_that_cannot_be_copied_is_told_and_the_others_travel(zoo: Brain
         assert [(each.version, each.status) for each in report.outcomes][-1] == (1, "failed")
         assert report.quality_reports == 1
         assert len(target.reports("ppo:2")) == 1
+
+
+@pytest.mark.parametrize("refs", [(), ("ppo",)])
+def test_a_report_about_other_content_does_not_travel(
+    zoo: BrainManager, refs: tuple[str, ...]
+) -> None:
+    with opened(MemoryStore()) as target:
+        zoo.push(target)
+        zoo.add_report("ppo:1", GOOD)
+        [key] = report_keys(zoo)
+        record = json.loads(objects(zoo)[key])
+        digest = zoo.resolve("ppo:2").digest
+        overwrite(zoo, key, json.dumps({**record, "digest": digest}).encode())
+        report = zoo.push(target, refs)
+        [failure] = report.failed
+        assert "carried there" in failure.detail
+        assert (report.quality_reports, report_keys(target)) == (0, [])
+
+
+def test_another_report_under_the_same_id_is_a_conflict(
+    zoo: BrainManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(MemoryStore()) as target:
+        zoo.push(target)
+        zoo.add_report("ppo:1", GOOD)
+        [key] = report_keys(zoo)
+        listed = target.zoo.store.list
+
+        def without_it(prefix: str) -> Iterator[Stat]:
+            return iter([stat for stat in listed(prefix) if stat.key != key])
+
+        target.zoo.store.put(key, b"another")
+        monkeypatch.setattr(target.zoo.store, "list", without_it)
+        assert [each.status for each in zoo.push(target).outcomes][-1] == "conflict"
+        assert objects(zoo)[key] != b"another"
 
 
 # Plain files

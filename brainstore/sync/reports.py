@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from brainstore.address import MODELS_PREFIX, Digest, Name, parse_report_key
-from brainstore.errors import AlreadyExists, Corrupt, Unsupported
+from brainstore.errors import AlreadyExists, BadReference, Corrupt, Unsupported
 from brainstore.factory.reports import decoded, require_pin
 from brainstore.storage.base import ABSENT
 from brainstore.sync.plan import Key
@@ -54,10 +54,11 @@ class Reporting:
             return
         try:
             record = decoded(stored.body, key, self.source.url)
-            require_pin(self.source, record, Version(name, number, digest))
+            # What both indexes agree on was compared as text.
+            require_pin(self.source, record, Version(name, number, Digest(digest)))
             if not self.ledger.dry_run:
                 self.target.store.put(key, stored.body, expect=ABSENT)
-        except (Corrupt, Unsupported) as error:
+        except (Corrupt, Unsupported, BadReference) as error:
             self.ledger.tell(name, number, "failed", str(error))
         except AlreadyExists:
             problem = f"{self.target.url} has another report under {key}"
