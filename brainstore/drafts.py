@@ -179,7 +179,7 @@ def _expert(zoo: Zoo, ref: str) -> tuple[Pin, Manifest]:
     """Return the pin of an expert, of which `#` may name a part, and its manifest."""
     reference, _ = zoo.reference(ref)
     version, manifest, _ = zoo.find(ref)
-    subtree_leaves(manifest, reference.subtree or "")
+    subtree_leaves(manifest, reference.subtree or "")  # which it must have
     pin = Pin(
         name=version.name,
         version=version.version,

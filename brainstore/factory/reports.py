@@ -11,7 +11,6 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from brainstore.address import (
-    Name,
     Reference,
     parse_report_key,
     report_key,
@@ -54,8 +53,7 @@ def add_report(zoo: Zoo, reference: Reference, report: QualityReport) -> Quality
         raise NotFound(f"{version}@{version.digest.short}… is not in {zoo.url} any more")
     for _ in range(ATTEMPTS):
         # By the ids that are there, and not by clocks: the last that was filed is the newest.
-        ids = [parsed[2] for key in _keys(zoo, version) if (parsed := parse_report_key(key))]
-        filed = identified(report, max(ids, default=""))
+        filed = identified(report, max(_ids(zoo, version), default=""))
         try:
             zoo.store.put(*_object(zoo, version, filed), expect=ABSENT)
         except AlreadyExists:
@@ -76,9 +74,10 @@ def _object(zoo: Zoo, version: Version, filed: QualityReport) -> tuple[str, byte
     return report_key(version.name, version.version, filed.id), record.encode_readable()
 
 
-def _keys(zoo: Zoo, version: Version) -> list[str]:
+def _ids(zoo: Zoo, version: Version) -> list[str]:
+    """Return the ids of the reports that were filed after the save, in their order."""
     stats = zoo.store.list(reports_prefix(version.name, version.version))
-    return [stat.key for stat in stats if parse_report_key(stat.key)]
+    return [parsed[2] for stat in stats if (parsed := parse_report_key(stat.key))]
 
 
 def reports_on(zoo: Zoo, version: Version, manifest: Manifest) -> list[QualityReport]:
@@ -93,7 +92,8 @@ def reports_on(zoo: Zoo, version: Version, manifest: Manifest) -> list[QualityRe
 
 def stored_reports(zoo: Zoo, version: Version) -> list[StoredReport]:
     """Return the reports that were filed after the save. Errors as for `reports_on`."""
-    found = zoo.in_parallel(lambda key: read_report(zoo, key), _keys(zoo, version))
+    keys = [report_key(version.name, version.version, ulid) for ulid in _ids(zoo, version)]
+    found = zoo.in_parallel(lambda key: read_report(zoo, key), keys)
     records = [record for record in found if record is not None]
     for record in records:
         require_pin(zoo, record, version)
@@ -124,7 +124,7 @@ def decoded(body: bytes, key: str, url: str) -> StoredReport:
 def require_pin(zoo: Zoo, record: StoredReport, version: Version) -> None:
     """Raise Corrupt unless the report is about exactly this manifest."""
     if record.digest != version.digest:
-        key = report_key(Name(record.name), record.version, record.report.id)
+        key = report_key(record.name, record.version, record.report.id)
         raise Corrupt(
             f"{zoo.url}/{key} reports on the manifest {record.digest.short}…, and {version} has "
             f"{version.digest.short}…. It was carried there; remove it by hand"
