@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from brainstore.demo.seaweed import S3Server, seaweed
 
@@ -72,6 +73,9 @@ def moto_place(moto_server: dict[str, Any]) -> S3Place:
 
 
 def pytest_configure() -> None:
+    # A machine may be as slow as it likes.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
     # A run in the background inherits an ignored Ctrl-C, and so would the programs under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
