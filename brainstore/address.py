@@ -28,6 +28,7 @@ DAMAGED_PREFIX = "damaged/"
 
 LATEST = "latest"
 MAX_NAME_LENGTH = 128
+MAX_VERSION = 10**18 - 1
 
 _SEGMENT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _VERSION_LIKE = re.compile(r"v[0-9]+")
@@ -153,7 +154,7 @@ def parse_version(version: object) -> int:
         number = version.__index__()  # type: ignore[attr-defined]  # any integer type
     except (AttributeError, TypeError):
         raise BadReference(f"version {_shown(version)}: expected a number from 1 up") from None
-    if not 1 <= number < 10**18:
+    if not 1 <= number <= MAX_VERSION:
         raise BadReference(f"version {number}: expected a number from 1 up")
     return int(number)
 
