@@ -117,9 +117,11 @@ def _finish_restoration(registry: Registry, stored: Stored) -> None:
 
 
 def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None:
+    # Also when forced: what cannot be read is known before anything is done.
+    aliases = _aliases_naming(registry, version)
     if force:
         return
-    if aliases := _aliases_naming(registry, version):
+    if aliases:
         raise Conflict(
             f"{version} is named by {', '.join(aliases)}. Move or remove the alias first, or "
             "force the deletion"
