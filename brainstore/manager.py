@@ -199,10 +199,11 @@ class BrainManager:
     def abstract(self, ref: str, version: int | str | None = None) -> Any:
         """Return the params' tree with a jax.ShapeDtypeStruct for each array; none is read."""
         from brainstore import pytree
-        from brainstore.groups import PARAMS
+        from brainstore.groups import PARAMS, Reader
 
         reference, owner = self.zoo.reference(ref, version)
-        group = owner.registry.find(reference, from_cache=True)[1].groups[PARAMS]
+        found, manifest = owner.registry.find(reference, from_cache=True)
+        group = Reader(manifest, owner.blobs, str(found), verify=False).group(PARAMS)
         structure, chosen = pytree.subtree(group.structure, reference.subtree or "")
         return pytree.abstract(structure, group.leaves[chosen])
 
