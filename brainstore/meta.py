@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from typing import Any, Final
 
 from brainstore.address import full_name, parse_version
-from brainstore.errors import BadParams
+from brainstore.errors import BadParams, Corrupt
 from brainstore.records import Manifest, now
 
 
@@ -78,10 +78,20 @@ class BrainMeta:
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> BrainMeta:
-        """Return the metadata of a version; fields that are not known here are passed over."""
+        """Return the metadata of a version; fields that are not known here are passed over.
+
+        Raises:
+            Corrupt: a field has a value that no save writes.
+        """
         known = {each.name for each in fields(cls)}
         found = {key: unmarked(value) for key, value in manifest.meta.items() if key in known}
-        return cls(**{**found, "name": str(manifest.name), "version": manifest.version})
+        try:
+            return cls(**{**found, "name": str(manifest.name), "version": manifest.version})
+        except BadParams as error:
+            shown = f"{manifest.name}:{manifest.version}"
+            raise Corrupt(
+                f"the manifest of {shown} is damaged: {error}. Run: brainstore fsck {manifest.name}"
+            ) from error
 
 
 _IN_MANIFEST = ("name", "version")
@@ -91,6 +101,16 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "output_dim": (int,), "hidden_dim": (int,), "training_steps": (int,), "metrics": (dict,),
     "config": (dict,), "tags": (list,), "network_kwargs": (dict,),
 }  # fmt: skip
+
+
+def may_be(name: str, value: Any) -> bool:
+    """False when a field of BrainMeta cannot have this value."""
+    try:
+        if name in _FIELD_TYPES:
+            _checked(name, value)
+    except BadParams:
+        return False
+    return True
 
 
 def _checked(name: str, value: Any) -> Any:

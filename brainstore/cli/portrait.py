@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.meta import unmarked
+from brainstore.meta import BrainMeta, unmarked
 
 if TYPE_CHECKING:
     from brainstore.cli.app import Call
@@ -21,6 +21,7 @@ def portrait(
     zoo: BrainManager, call: Call, version: Version, manifest: Manifest, *, leaves: bool
 ) -> dict[str, Any]:
     """Return all that is known of a version, as plain data with stable keys."""
+    BrainMeta.of_manifest(manifest)  # refuses what could not be shown
     aliases = zoo.aliases(version.name)
     return {
         "full_name": version.full_name,
