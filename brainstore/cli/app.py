@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore import __version__, errors, settings
+from brainstore.cli.render import visible
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
@@ -215,7 +216,7 @@ class _Lines(logging.Formatter):
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(visible(f"warning: {message}"), err=True)
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def _errors_reported() -> Iterator[None]:
 
 def lines_of(error: BaseException) -> list[str]:
     """Return what to print of an error: what went wrong, then the notes on it."""
-    text = str(error) or type(error).__name__
+    text = visible(str(error) or type(error).__name__)
     if isinstance(error, ModuleNotFoundError):
         text += ". See what is missing: brainstore doctor"
     return [f"error: {text}", *getattr(error, "__notes__", [])]

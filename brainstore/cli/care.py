@@ -125,7 +125,8 @@ def fsck(call: Call, name: str | None, deep: bool, repair: bool) -> None:
         render.print_json(findings)
     else:
         for finding in findings:
-            click.echo(f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}")
+            told = f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}"
+            click.echo(render.visible(told))
         click.echo(_verdict(findings))
     if remaining:
         click.get_current_context().exit(CORRUPT)
