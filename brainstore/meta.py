@@ -136,33 +136,41 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
+_MAX_DEPTH = 128
 _JSON_TYPES: Final = frozenset([bool, int, float])
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """Return `value` in JSON's own types, with NaN and infinities still floats.
 
     Raises:
-        BadParams: something in it has no JSON form; `where` and the keys name it.
+        BadParams: something in it has no JSON form, or it is nested deeper than 128 levels;
+            `where` and the keys name it.
     """
+    if depth > _MAX_DEPTH:
+        raise BadParams(f"{where[:60]}: is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, str):
         return _plain_text(value, where)
     if value is None or type(value) in _JSON_TYPES:
         return value
     if isinstance(value, Mapping):
-        return {
-            _plain_key(key, where): plain(each, f"{where}[{key!r}]") for key, each in value.items()
+        found = {
+            _plain_key(key, where): plain(each, f"{where}[{key!r}]", depth + 1)
+            for key, each in value.items()
         }
+        if _is_mark(found):
+            raise BadParams(f"{where}: {found} stands for a number in records; choose another key")
+        return found
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
     if isinstance(value, list | tuple):
-        return [plain(each, f"{where}[{index}]") for index, each in enumerate(value)]
-    return _plain_scalar(value, where)
+        return [plain(each, f"{where}[{index}]", depth + 1) for index, each in enumerate(value)]
+    return _plain_scalar(value, where, depth)
 
 
-def _plain_scalar(value: Any, where: str) -> Any:
+def _plain_scalar(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, Enum):
-        return plain(value.value, where)
+        return plain(value.value, where, depth)
     for base in (int, float):
         if isinstance(value, base):
             return base(value)
@@ -173,10 +181,10 @@ def _plain_scalar(value: Any, where: str) -> Any:
     if isinstance(value, PathLike):
         return _plain_text(str(fspath(value)), where)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value), where)
+        return plain(asdict(value), where, depth)
     shape = getattr(value, "shape", None)
     if shape == () and hasattr(value, "item"):
-        return plain(value.item(), where)
+        return plain(value.item(), where, depth)
     found = f"an array of shape {shape}" if shape is not None else type(value).__name__
     raise BadParams(
         f"{where}: expected numbers, text, lists or dicts, found {found}; "
@@ -210,7 +218,11 @@ def _marked(value: Any) -> Any:
 def unmarked(value: Any) -> Any:
     """Return `value` with marked floats as the NaN or infinity that they were."""
     if isinstance(value, dict):
-        if set(value) == {"$float"} and value["$float"] in ("nan", "inf", "-inf"):
+        if _is_mark(value):
             return float(value["$float"])
         return {key: unmarked(each) for key, each in value.items()}
     return [unmarked(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_mark(value: dict[str, Any]) -> bool:
+    return value.keys() == {"$float"} and value["$float"] in ("nan", "inf", "-inf")
