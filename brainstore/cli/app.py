@@ -82,8 +82,9 @@ class Call:
 
     def open_for(self, ref: str) -> tuple[BrainManager, str]:
         """Return the zoo that a reference names, or the usual one, and what to ask of it."""
-        url, _, rest = ref.rpartition("::")
-        return self.open(url or None), rest
+        url, named, rest = ref.rpartition("::")
+        # "::x" names no zoo: not the usual one either.
+        return self.open(url or None), rest if url or not named else ref
 
 
 class Verbs(click.Group):
@@ -154,6 +155,8 @@ def plain_value(text: str) -> Any:
 
 
 def _set_zoo(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value == "":
+        raise click.UsageError("--zoo is empty; name a folder or a URL, or leave it out")
     if value is not None:
         ctx.ensure_object(Call).zoo = value
 

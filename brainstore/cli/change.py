@@ -86,12 +86,15 @@ def save(
 
     FILE is a .safetensors or a .npz.
     """
+    from brainstore.meta import BrainMeta
+
     zoo = call.open()
     meta = _read_meta(meta_file) if meta_file else {}
     meta |= {key: value for key, value in fields.items() if value is not None}
-    meta["metrics"] = {**meta.get("metrics", {}), **{key: _number(key, x) for key, x in metrics}}
-    meta["config"] = {**meta.get("config", {}), **{key: plain_value(x) for key, x in config}}
-    meta["tags"] = [*meta.get("tags", []), *tags]
+    meta = vars(BrainMeta.of(meta))
+    meta["metrics"] |= {key: _number(key, x) for key, x in metrics}
+    meta["config"] |= {key: plain_value(x) for key, x in config}
+    meta["tags"] += tags
     full_name = zoo.import_file(
         file,
         name,
@@ -118,6 +121,8 @@ def _read_meta(path: str) -> dict[str, Any]:
         meta = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
     except ValueError as error:
         raise click.UsageError(f"--meta {path}: {error}") from None
+    except RecursionError:
+        raise click.UsageError(f"--meta {path}: is nested too deep") from None
     if not isinstance(meta, dict):
         raise click.UsageError(f"--meta {path}: expected a table of fields, such as BrainMeta has")
     return meta
@@ -238,7 +243,7 @@ def _told(done: dict[str, Any]) -> str:
 
 def _found(call: Call, ref: str) -> tuple[BrainManager, Version]:
     zoo, ref = call.open_for(ref)
-    return zoo, zoo.resolve(ref)
+    return zoo, zoo.zoo.registry.resolve(zoo.zoo.own_reference(ref))
 
 
 def _confirm(versions: list[Version]) -> None:

@@ -70,7 +70,7 @@ def fsck(
         NotFound: there is no model of this name.
         StoreUnavailable, ReadOnly: the store failed; damage raises nothing.
     """
-    check = _Check(zoo, Name(name) if name else None, deep)
+    check = _Check(zoo, None if name is None else Name(name), deep)
     findings = check.run()
     if check.name and not (findings or check.survey.versions):
         zoo.registry.resolve(Reference(check.name, alias=Alias(LATEST)))
