@@ -212,6 +212,12 @@ def _parse_reference(text: str) -> Reference:
     zoo, found, rest = text.rpartition("::")
     if found and not zoo:
         raise BadReference(f"reference {_shown(text)}: the zoo before '::' is missing")
+    if "://" in rest:
+        place, _, last = rest.rpartition("/")
+        raise BadReference(
+            f"reference {_shown(text)}: '::' stands between a zoo and a model, such as in "
+            f"{place}::{last or 'ppo_swarm'}"
+        )
     rest, _, subtree = rest.partition("#")
     rest, pinned, digest_text = rest.partition("@")
     digest = _parse_digest_prefix(digest_text, text) if pinned else None

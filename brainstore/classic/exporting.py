@@ -73,10 +73,12 @@ def export(zoo: Zoo, versions: Sequence[Version], folder: Path) -> list[Path]:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadParams(f"{folder} is no folder; name another place ({error.strerror})") from error
     except PermissionError as error:
         raise ReadOnly(f"{folder} cannot be written: {error}") from error
     except OSError as error:
-        raise StoreUnavailable(f"{folder} cannot be written: {error}. Then export again") from error
+        raise StoreUnavailable(f"{folder} cannot be written: {error}. Export again") from error
 
 
 def _place(folder: Path, version: Version) -> Path:

@@ -10,6 +10,7 @@ import click
 
 from brainstore.cli import render
 from brainstore.cli.app import CORRUPT, Call, verb, verbs
+from brainstore.errors import Unsupported
 
 if TYPE_CHECKING:
     from brainstore.cache import Cached
@@ -175,6 +176,11 @@ def completion(call: Call, shell: str) -> None:
 @verb("demo")
 def demo(call: Call) -> None:
     """Train, save, improve and roll back a small swarm."""
-    from brainstore.demo.story import run
-
+    try:
+        from brainstore.demo.story import run
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"the demo needs {error.name}, which is not installed. "
+            "Run: pip install 'brainstore[demo]'"
+        ) from error
     run(call.zoo)

@@ -9,6 +9,7 @@ import aiohttp
 from botocore import exceptions as botocore
 
 from brainstore.errors import (
+    BadParams,
     BrainstoreError,
     Corrupt,
     NotFound,
@@ -148,6 +149,8 @@ class Explainer:
             return NotFound(
                 f"{where}: bucket {self.bucket!r} does not exist. Create it, or correct the URL."
             )
+        if isinstance(error, botocore.ParamValidationError):
+            return BadParams(f"{where}: {' '.join(str(error).split())}")
         if isinstance(error, _NO_CREDENTIALS):
             return StoreUnavailable(f"{where}: {_first_line(error)}. {_CREDENTIALS_HINT}")
         if code in _BAD_CREDENTIALS:
