@@ -81,6 +81,16 @@ def test_a_reader_that_left_is_no_error(zoo: Path) -> None:
     assert started.wait(60) == 141
 
 
+def test_streams_that_are_closed_are_no_error(zoo: Path) -> None:
+    command = [sys.executable, "-m", "brainstore", "ls"]
+    for closing in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ctrl_c_is_130_without_a_traceback(zoo: Path) -> None:
     code = (
         "import signal, threading\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -75,9 +76,9 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise BadParams(f"{folder} is no folder; name another place ({error.strerror})") from error
-    except PermissionError as error:
-        raise ReadOnly(f"{folder} cannot be written: {error}") from error
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ReadOnly(f"{folder} cannot be written: {error}") from error
         raise StoreUnavailable(f"{folder} cannot be written: {error}. Export again") from error
 
 
