@@ -130,7 +130,12 @@ class Journal:
                 f"{self._store.url}: {SNAPSHOT_KEY}, the index of the zoo, is missing. The models "
                 "are not affected. Rebuild it: brainstore fsck --repair"
             )
-        return Snapshot.decode(found.body, f"{self._store.url}/{SNAPSHOT_KEY}"), found.token
+        try:
+            snapshot = Snapshot.decode(found.body, f"{self._store.url}/{SNAPSHOT_KEY}")
+        except Corrupt:
+            marker.refuse_original(found.body, self._store.url)
+            raise
+        return snapshot, found.token
 
     def _bodies(self, facts: Sequence[Fact]) -> dict[Fact, Row] | None:
         """Return the rows of these facts, or None when one of them has vanished."""
