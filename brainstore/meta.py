@@ -10,6 +10,7 @@ from enum import Enum
 from os import PathLike, fspath
 from typing import Any, Final
 
+from brainstore import notebook
 from brainstore.address import full_name, parse_version
 from brainstore.errors import BadParams, Corrupt
 from brainstore.records import Manifest, now
@@ -56,6 +57,10 @@ class BrainMeta:
         kept = {key: value for key, value in asdict(self).items() if key not in _IN_MANIFEST}
         marked: dict[str, Any] = _marked(kept)
         return marked
+
+    def _repr_html_(self) -> str:
+        rows = [(key, value) for key, value in asdict(self).items() if value not in ("", None)]
+        return notebook.table(self.full_name, (), rows)
 
     @classmethod
     def of(cls, meta: object) -> BrainMeta:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html as markup
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from brainstore import notebook
 from brainstore.address import LATEST, Name
 from brainstore.errors import BadParams
 from brainstore.index import Index, Row
@@ -92,24 +92,5 @@ def metric_of(row: Row, metric: str) -> float | None:
 
 def html(title: str, rows: Sequence[Row]) -> str:
     """Return the rows as an HTML table, for notebooks."""
-    head = "".join(f"<th>{column}</th>" for column in _HTML_COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in _HTML_COLUMNS) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<b>{markup.escape(title)}</b><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
-    elif isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return markup.escape(_short(value))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    cells = ([row.get(column, "") for column in _HTML_COLUMNS] for row in rows)
+    return notebook.table(title, _HTML_COLUMNS, cells)
