@@ -117,6 +117,25 @@ def test_ctrl_c_is_130_without_a_traceback(zoo: Path) -> None:
     assert (started.returncode, told) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["click", "brainstore.cli.look", "brainstore.manager"])
+def test_ctrl_c_while_it_starts_is_130_without_a_traceback(zoo: Path, module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['brainstore', 'ls']\n"
+        "from brainstore.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_warnings_are_lines_on_stderr(zoo: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.zeros(2, np.float32))
     (tmp_path / "meta.json").write_text('{"name": "old_name"}')

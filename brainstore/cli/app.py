@@ -15,15 +15,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore import __version__, errors, settings
+from brainstore.cli.codes import (
+    BROKEN_PIPE,
+    CONFLICT,
+    CORRUPT,
+    GATE,
+    INTERRUPTED,
+    NOT_FOUND,
+    OTHER,
+    UNAVAILABLE,
+    USAGE,
+)
 from brainstore.cli.render import visible
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
 
 _log = logging.getLogger(__name__)
-
-USAGE, NOT_FOUND, CONFLICT, CORRUPT, GATE, UNAVAILABLE = 2, 3, 4, 5, 6, 7
-OTHER, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 
 _ORDER = [
     *[
@@ -233,7 +241,7 @@ def _errors_reported() -> Iterator[None]:
         # Whoever read our output has seen enough; the interpreter must not flush more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(BROKEN_PIPE) from None
-    except (errors.BrainstoreError, OSError, ModuleNotFoundError) as error:
+    except (errors.BrainstoreError, OSError, ImportError) as error:
         _log.debug("traceback", exc_info=error)
         for line in lines_of(error):
             click.echo(line, err=True)
@@ -243,7 +251,7 @@ def _errors_reported() -> Iterator[None]:
 def lines_of(error: BaseException) -> list[str]:
     """Return what to print of an error: what went wrong, then the notes on it."""
     text = visible(str(error) or type(error).__name__)
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         text += ". See what is missing: brainstore doctor"
     return [f"error: {text}", *getattr(error, "__notes__", [])]
 

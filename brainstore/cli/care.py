@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from brainstore.cli import render
-from brainstore.cli.app import CORRUPT, Call, verb, verbs
+from brainstore.cli.app import Call, verb, verbs
+from brainstore.cli.codes import CORRUPT
 from brainstore.errors import Unsupported
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import click
 
 from brainstore.address import LATEST
 from brainstore.cli import render
-from brainstore.cli.app import OTHER, Call, pairs, plain_value, verb
+from brainstore.cli.app import Call, pairs, plain_value, verb
+from brainstore.cli.codes import OTHER
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager

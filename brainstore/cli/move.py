@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.cli.app import CONFLICT, CORRUPT, Call, verb
+from brainstore.cli.app import Call, verb
+from brainstore.cli.codes import CONFLICT, CORRUPT
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
