@@ -43,6 +43,16 @@ def s3_place(seaweed_server: S3Server) -> S3Place:
     return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", seaweed_server.storage_options)
 
 
+@pytest.fixture
+def s3_by_environment(s3_place: S3Place, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """A fresh prefix, reached by the ordinary AWS settings, as programs reach it."""
+    options = s3_place.storage_options
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["secret"])
+    return s3_place
+
+
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[dict[str, Any]]:
     """The storage options of a moto server, whose S3 has the bucket `zoo`."""

@@ -36,14 +36,10 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BrainManage
 
 @pytest.fixture
 def bucket(
-    s3_place: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_by_environment: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[BrainManager]:
     """The same in a bucket."""
-    options = s3_place.storage_options
-    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["key"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["secret"])
-    with opened(s3_place.url, tmp_path, monkeypatch) as manager:
+    with opened(s3_by_environment.url, tmp_path, monkeypatch) as manager:
         yield manager
 
 

@@ -35,11 +35,8 @@ def any_zoo(
     """The same, on disk or in a bucket."""
     url = str(tmp_path / "zoo")
     if request.param == "s3":
-        place: S3Place = request.getfixturevalue("s3_place")
+        place: S3Place = request.getfixturevalue("s3_by_environment")
         url = place.url
-        monkeypatch.setenv("AWS_ENDPOINT_URL", place.storage_options["endpoint_url"])
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", place.storage_options["key"])
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", place.storage_options["secret"])
     with guarded(url, tmp_path, monkeypatch) as manager:
         yield manager
 
