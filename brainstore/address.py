@@ -292,6 +292,12 @@ def intent_key(ulid: str) -> str:
     return f"{INTENTS_PREFIX}{ulid}.json"
 
 
+def parse_intent_key(key: str) -> str | None:
+    """Return the write id, or None when `key` is no intent's."""
+    write_id = key.removeprefix(INTENTS_PREFIX).removesuffix(".json")
+    return write_id if is_ulid(write_id) and key == intent_key(write_id) else None
+
+
 def parse_manifest_key(key: str) -> tuple[Name, int] | None:
     """Return (name, version), or None when `key` is no manifest's."""
     match = re.fullmatch(rf"{MODELS_PREFIX}(.+)/v([1-9][0-9]{{0,17}})/manifest\.json", key)

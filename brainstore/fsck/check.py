@@ -26,6 +26,7 @@ from brainstore.address import (
     intent_key,
     parse_blob_key,
     parse_fact_key,
+    parse_intent_key,
     parse_manifest_key,
     parse_pointer_key,
     pointer_key,
@@ -244,6 +245,9 @@ def _is_live(zoo: Zoo, key: Key) -> bool:
 def _intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
     """Yield every intent; None for one that cannot be read."""
     for stat in zoo.store.list(INTENTS_PREFIX):
+        if parse_intent_key(stat.key) is None:
+            yield stat, None
+            continue
         found = zoo.store.get(stat.key)
         if found is not None:
             try:

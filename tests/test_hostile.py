@@ -1,0 +1,86 @@
+"""What somebody who can write to a zoo must not be able to do to those who use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zoos import opened, params
+
+from brainstore.address import Name, new_ulid
+from brainstore.cache import Cache
+from brainstore.errors import StoreUnavailable
+from brainstore.fsck import fsck
+from brainstore.intents import finish_abandoned
+from brainstore.records import Intent, Target, now
+from brainstore.storage.memory import MemoryStore
+from brainstore.storage.mirror import MirroredStore
+
+
+class RemoteStore(MemoryStore):
+    """A store in memory that counts as far away, and takes any text as a key, like a bucket."""
+
+    is_remote = True
+
+
+ESCAPES = [
+    "intents/../../../../planted.json",
+    "intents/./../../../../planted.json",
+    "../../planted.json",
+    "intents/..\\..\\planted.json",
+    "intents/.listing.json",
+    "/planted.json",
+]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("key", ESCAPES)
+def test_a_key_of_a_bucket_writes_and_removes_nothing_outside_of_its_mirror(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = RemoteStore()
+    store = MirroredStore(inner, tmp_path / "a" / "b" / "mirror")
+    (tmp_path / "planted.json").write_text("mine")
+    inner.put(key, b"theirs")
+    before = files_below(tmp_path)
+    assert store.get(key).body == b"theirs"
+    store.delete(key)
+    store.put(key, b"theirs")
+    assert files_below(tmp_path) == before
+    assert (tmp_path / "planted.json").read_text() == "mine"
+    monkeypatch.setenv("BRAINSTORE_OFFLINE", "1")
+    with pytest.raises(StoreUnavailable, match="cache lacks"):
+        store.get(key)
+
+
+def test_an_intent_under_a_key_of_nobody_is_neither_read_nor_followed(tmp_path: Path) -> None:
+    inner = RemoteStore()
+    with opened(inner, cache=Cache(tmp_path / "cache")) as zoo:
+        zoo.save("ppo", params(1))
+        inner.put("intents/../../../../planted.json", b"theirs")
+        kinds = {(each.kind, each.where) for each in fsck(zoo.zoo)}
+        assert ("intent", "intents/../../../../planted.json") in kinds
+        assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
+    assert not list(tmp_path.rglob("planted.json"))
+
+
+def test_an_intent_that_tells_another_write_id_than_its_key_removes_nothing(
+    tmp_path: Path,
+) -> None:
+    inner = RemoteStore()
+    with opened(inner, cache=Cache(tmp_path / "cache")) as zoo:
+        zoo.save("ppo", params(1))
+        manifest: Any = zoo.manifest("ppo:1")
+        target = Target(name=Name("ppo"), version=1)
+        for write_id in (manifest.write_id, "../registry"):
+            intent = Intent(
+                write_id=write_id, created_at=now(), by="", targets=(target,), digests=()
+            )
+            inner.put(f"intents/{new_ulid()}.json", intent.encode())
+        before = {stat.key for stat in inner.list("")}
+        assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
+        assert {stat.key for stat in inner.list("")} == before
