@@ -24,6 +24,7 @@ from brainstore.address import Digest, blob_key
 from brainstore.cache import Cache, digest_of, open_descriptor, with_descriptors
 from brainstore.errors import AlreadyExists, BadParams, Corrupt, NotFound, StoreUnavailable
 from brainstore.storage.base import ABSENT, Body, Store
+from brainstore.threads import Threads
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Blobs:
         """`cache` is needed for a store that is remote, and not used for others."""
         self._store = store
         self._cache = cache
-        self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "brainstore-range")
+        self._ranges = Threads(RANGES_AT_ONCE, "brainstore-range")
         self._budget = _Budget(IN_FLIGHT_BYTES)
 
     def upload(self, blobs: Sequence[Blob]) -> Upload:
@@ -153,7 +154,7 @@ class Blobs:
         }
 
     def close(self) -> None:
-        self._ranges.shutdown(cancel_futures=True)
+        self._ranges.close(cancel=True)
 
     def _open_here(self, digest: Digest, size: int, owner: str, verify: bool) -> memoryview:
         key = blob_key(digest)
@@ -226,7 +227,7 @@ class _Fetch:
         self,
         store: Store,
         cache: Cache,
-        ranges: ThreadPoolExecutor,
+        ranges: Threads,
         owner: str,
         hashed: Collection[Digest],
     ) -> None:

@@ -13,7 +13,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -42,6 +41,7 @@ from brainstore.journal import save_fact
 from brainstore.records import GcState, Manifest, Target, Tombstone
 from brainstore.registry import Registry
 from brainstore.storage.base import ABSENT
+from brainstore.threads import Threads
 from brainstore.versions import Version
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Committer:
         self._blobs = blobs
         self._known: Known | None = None
         self._judged: set[str] = set()
-        self._pool = ThreadPoolExecutor(4, "brainstore-commit")
+        self._pool = Threads(4, "brainstore-commit")
 
     def commit(
         self, name: Name, bodies: Sequence[Blob], draft_of: Callable[[], Manifest]
@@ -125,7 +125,7 @@ class Committer:
 
     def close(self) -> None:
         """Wait for what runs in the background."""
-        self._pool.shutdown()
+        self._pool.close()
 
     def _first_read(self, name: Name) -> tuple[Known, int]:
         """Return what is known of the store, and the first number to try."""
