@@ -82,7 +82,8 @@ class Cache:
         hidden = path.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            descriptor = with_descriptors(lambda: os.open(hidden, flags, 0o600))
         except OSError as error:
             raise self._failed(error) from error
         try:
@@ -270,7 +271,9 @@ def digest_of(descriptor: int) -> Digest:
     """Return the digest of an open file."""
     hasher = blake3(max_threads=blake3.AUTO)
     if os.fstat(descriptor).st_size:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+        # A map has a descriptor of its own.
+        mapping = with_descriptors(lambda: mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        with mapping as mapped:
             hasher.update(mapped)
     return Digest("blake3:" + hasher.hexdigest())
 

@@ -1,9 +1,11 @@
-"""Threads that work for an object, also in a process that was forked since."""
+"""Threads that work for an object, and the memory that they share."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -35,3 +37,24 @@ class Threads:
         """Wait for what was submitted in this process; with `cancel`, drop what has not begun."""
         if os.getpid() == self._process_id:
             self._pool.shutdown(cancel_futures=cancel)
+
+
+class Budget:
+    """An amount of memory that threads borrow and give back."""
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def borrowed(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()

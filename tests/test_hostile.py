@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
-from zoos import opened, params
+from zoos import WrappedStore, opened, params
 
-from brainstore.address import Name, new_ulid
+from brainstore.address import Name, manifest_key, new_ulid
+from brainstore.blobs import RANGES_AT_ONCE
 from brainstore.cache import Cache
-from brainstore.errors import StoreUnavailable
+from brainstore.errors import Corrupt, StoreUnavailable
 from brainstore.fsck import fsck
 from brainstore.intents import finish_abandoned
 from brainstore.records import Intent, Target, now
@@ -84,3 +87,18 @@ def test_an_intent_that_tells_another_write_id_than_its_key_removes_nothing(
         before = {stat.key for stat in inner.list("")}
         assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
         assert {stat.key for stat in inner.list("")} == before
+
+
+def test_a_blob_that_claims_to_be_enormous_costs_a_few_requests(tmp_path: Path) -> None:
+    store = WrappedStore(RemoteStore())
+    with opened(store, cache=Cache(tmp_path)) as zoo:
+        zoo.save("ppo", {"w": np.ones(2**18, np.float32)})
+        manifest: Any = zoo.manifest("ppo:1")
+        [digest] = manifest.blobs
+        hostile = msgspec.structs.replace(manifest, version=2, blobs={digest: 2**44 - 4096})
+        store.inner.put(manifest_key(Name("ppo"), 2), hostile.encode())
+        store.calls.clear()
+        with pytest.raises((Corrupt, StoreUnavailable)):
+            zoo.load("ppo:2", as_numpy=True)
+        assert len(store.calls) <= 1 + RANGES_AT_ONCE
+    assert not list((tmp_path / "blobs").rglob(".tmp-*"))
