@@ -246,25 +246,27 @@ def with_descriptors(call: Callable[[], Result]) -> Result:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        if not _raise_limit():
-            raise StoreUnavailable(
-                f"{error.strerror}: each large array that is mapped from a zoo keeps one file "
-                "open. Let go of some, or allow more: ulimit -n"
-            ) from error
-    return with_descriptors(call)
+    # Also when another thread has done so meanwhile: then there are more now.
+    _raise_limit()
+    try:
+        return call()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise StoreUnavailable(
+            f"{error.strerror}: each large array that is mapped from a zoo keeps one file "
+            "open. Let go of some, or allow more: ulimit -n"
+        ) from error
 
 
-def _raise_limit() -> bool:
-    """Raise the soft limit of open files to the hard one; False if it is there already."""
+def _raise_limit() -> None:
+    """Raise the soft limit of open files to the hard one."""
     try:
         import resource
     except ImportError:  # Windows
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
 
 
 def digest_of(descriptor: int) -> Digest:
@@ -279,7 +281,7 @@ def digest_of(descriptor: int) -> Digest:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_descriptor(folder)
     try:
         os.fsync(descriptor)
     finally:
