@@ -156,6 +156,19 @@ def test_a_small_save_on_s3_stays_within_its_budget(
 
 
 @pytest.mark.s3
+def test_a_first_save_of_what_another_process_stored_is_as_deep(
+    place: S3Place, wire: Wire, tmp_path: Path
+) -> None:
+    with process(place, tmp_path) as zoo:
+        with wire.watched(zoo):
+            assert zoo.save("ppo", params(2)) == "ppo_v4"
+        assert wire.depth <= 5, wire
+        # One more than for new content: what stands there already is read, and compared.
+        assert wire.count <= 9, wire
+        assert [each.method for each in wire.requests if "/blobs/" in each.path] == ["PUT", "GET"]
+
+
+@pytest.mark.s3
 def test_a_load_on_s3_stays_within_its_budget(place: S3Place, wire: Wire, tmp_path: Path) -> None:
     with process(place, tmp_path) as zoo:
         with wire.watched(zoo):
