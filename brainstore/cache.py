@@ -24,6 +24,7 @@ from blake3 import blake3
 from brainstore import settings
 from brainstore.address import Digest, blob_key, parse_blob_key
 from brainstore.errors import BrainstoreError, Corrupt, ReadOnly, StoreUnavailable
+from brainstore.storage.disk import open_file
 
 Result = TypeVar("Result")
 
@@ -231,8 +232,8 @@ def _write_all(descriptor: int, body: bytes) -> None:
 
 
 def open_descriptor(path: Path) -> int:
-    """Return a descriptor of the file, open for reading. Raises OSError."""
-    return with_descriptors(lambda: os.open(path, os.O_RDONLY))
+    """Return a descriptor of an ordinary file, open for reading. Raises OSError."""
+    return with_descriptors(lambda: open_file(path))
 
 
 def with_descriptors(call: Callable[[], Result]) -> Result:
@@ -281,7 +282,7 @@ def digest_of(descriptor: int) -> Digest:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = open_descriptor(folder)
+    descriptor = with_descriptors(lambda: os.open(folder, os.O_RDONLY))
     try:
         os.fsync(descriptor)
     finally:
