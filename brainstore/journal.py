@@ -93,9 +93,10 @@ class Journal:
     def fold(self, at_least: int = 1) -> int:
         """Move the facts into the snapshot; return how many were moved.
 
-        Does nothing while there are fewer than `at_least`, or about 1% of the snapshot;
-        then the snapshot is not even read. Safe to run anywhere, at any time, by many at once: a loser of the
-        swap starts again, and leaves it to the others after a few rounds.
+        Does nothing, and does not read the snapshot, while there are fewer than
+        `at_least`, or than make 1% of it. Safe to run anywhere, at any time, by many at
+        once: a loser of the swap starts again, and leaves it to the others after a few
+        rounds.
         """
         for attempt in range(FOLD_ATTEMPTS):
             facts = self._facts()
