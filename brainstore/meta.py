@@ -141,7 +141,7 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-_MAX_DEPTH = 128
+_MAX_DEPTH = 64
 _JSON_TYPES: Final = frozenset([bool, int, float])
 
 
@@ -149,11 +149,14 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     """Return `value` in JSON's own types, with NaN and infinities still floats.
 
     Raises:
-        BadParams: something in it has no JSON form, or it is nested deeper than 128 levels;
+        BadParams: something in it has no JSON form, or it is nested deeper than 64 levels;
             `where` and the keys name it.
     """
+    # What is nested too deep for JSON would make the index of the zoo unreadable.
     if depth > _MAX_DEPTH:
-        raise BadParams(f"{where[:60]}: is nested deeper than {_MAX_DEPTH} levels")
+        raise BadParams(
+            f"{where[:60]}…: nested deeper than {_MAX_DEPTH} levels; or does it contain itself?"
+        )
     if isinstance(value, str):
         return _plain_text(value, where)
     if value is None or type(value) in _JSON_TYPES:

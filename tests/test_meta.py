@@ -187,6 +187,14 @@ def test_nan_and_infinities_come_back_and_are_json_on_the_way() -> None:
     assert unmarked({"$float": "nan", "x": 1}) == {"$float": "nan", "x": 1}
 
 
+def test_what_is_nested_without_end_is_refused() -> None:
+    config: dict[str, Any] = {"deep": {"er": [0]}}
+    assert BrainMeta.of_manifest(manifest_of(BrainMeta(config=config))).config == config
+    config["deep"]["er"][0] = config
+    with pytest.raises(BadParams, match="contain itself"):
+        BrainMeta(config=config)
+
+
 def test_fields_of_a_later_version_are_passed_over() -> None:
     manifest = manifest_of(BrainMeta(notes="x"))
     manifest.meta["mood"] = "good"
