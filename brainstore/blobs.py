@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from brainstore import settings
 from brainstore.address import Digest, blob_key
-from brainstore.cache import Cache, digest_of, open_descriptor, with_descriptors
+from brainstore.cache import Cache, open_descriptor, with_descriptors
 from brainstore.errors import AlreadyExists, BadParams, Corrupt, NotFound, StoreUnavailable
 from brainstore.storage.base import ABSENT, Body, Store
 from brainstore.threads import Budget, Threads
@@ -44,23 +44,29 @@ class FileBlob:
     """A file on this machine, or bytes, to be stored as they are."""
 
     def __init__(self, source: Path | bytes) -> None:
+        """Hash it, in pieces and not as a map: somebody may truncate the file meanwhile.
+
+        Raises:
+            BadParams: the file cannot be read.
+        """
         self._source = source
-        if isinstance(source, bytes):
-            self.size_bytes, self.digest = len(source), Digest.of(source)
-        else:
-            descriptor = os.open(source, os.O_RDONLY)
-            try:
-                self.size_bytes, self.digest = os.fstat(descriptor).st_size, digest_of(descriptor)
-            finally:
-                os.close(descriptor)
+        self.size_bytes, hasher = 0, blake3()
+        for piece in self:
+            self.size_bytes += len(piece)
+            hasher.update(piece)
+        self.digest = Digest("blake3:" + hasher.hexdigest())
 
     def __iter__(self) -> Iterator[memoryview]:
         if isinstance(self._source, bytes):
             yield memoryview(self._source)
             return
-        with open(self._source, "rb") as stream:
-            while chunk := stream.read(RANGE_BYTES):
-                yield memoryview(chunk)
+        try:
+            with open(self._source, "rb") as stream:
+                while chunk := stream.read(RANGE_BYTES):
+                    yield memoryview(chunk)
+        except OSError as error:
+            # Not the store's failure, for which it would be taken otherwise.
+            raise BadParams(f"{self._source} cannot be read: {error.strerror}") from error
 
 
 class _Stopped(Exception):  # no error: nobody waits for this any more

@@ -130,8 +130,8 @@ def _file_blob(name: str, source: str | os.PathLike[str] | bytes) -> FileBlob:
         raise BadParams(f"files: {name!r}: {source} is a folder; name a file")
     try:
         return FileBlob(source if isinstance(source, bytes) else Path(source))
-    except (OSError, TypeError) as error:
-        raise BadParams(f"files: {name!r} cannot be read: {error}") from error
+    except (BadParams, TypeError) as error:
+        raise BadParams(f"files: {name!r}: {error}") from error
 
 
 def _pins(zoo: Zoo, parents: Parents, source: str | None) -> list[Pin]:

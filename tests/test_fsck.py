@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import S3Place
-from zoos import WrappedStore, finish, params
+from zoos import WrappedStore, finish, opened, params
 
 from brainstore import BrainManager
 from brainstore.address import (
@@ -466,6 +467,14 @@ def test_strays_are_told_mildly_and_kept(zoo: BrainManager) -> None:
     assert sorted(each.where for each in found) == sorted(strays)
     assert all(each.is_harmless and not each.repaired for each in found)
     assert zoo.zoo.store.get("README.md") is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_file_whose_name_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+    with opened(tmp_path) as zoo:
+        zoo.save("ppo", params(1))
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).write_bytes(b"x")
+        assert [finding.where for finding in fsck(zoo.zoo)] == ["\\udcff"]
 
 
 def test_unfinished_files_are_invisible(tmp_path: Path) -> None:

@@ -196,7 +196,9 @@ class _Check:
     def _strays(self) -> Iterator[Finding]:
         for stat in self._other:
             if text := _stray_text(stat.key):
-                yield Finding("stray", stat.key, text)
+                # A name of a file may be bytes that are no text.
+                where = stat.key.encode(errors="backslashreplace").decode()
+                yield Finding("stray", where, text)
 
 
 _ASIDE = "Run: brainstore fsck --deep --repair, which moves it aside. "
