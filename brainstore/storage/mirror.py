@@ -64,8 +64,7 @@ class MirroredStore(Store):
 
     def list(self, prefix: str) -> Iterator[Stat]:
         if settings.is_offline():
-            body = self._remembered(prefix, self._listing(prefix))
-            yield from msgspec.json.decode(body, type=list[Stat])
+            yield from self._listed(prefix)
             return
         found = list(self._inner.list(prefix))
         if not prefix.startswith(BLOBS_PREFIX):
@@ -105,6 +104,24 @@ class MirroredStore(Store):
         folder = self._place(prefix.removesuffix("/")) if prefix else self._folder
         return None if folder is None else folder / _LISTING
 
+    def _listed(self, prefix: str) -> Iterator[Stat]:
+        """Yield the last listing, and what this machine has written since."""
+        body = self._remembered(prefix, self._listing(prefix))
+        try:
+            found = {stat.key: stat for stat in msgspec.json.decode(body, type=list[Stat])}
+        except msgspec.MsgspecError:
+            found = {}  # the machine lost power while it was written
+        for key, path in self._copies(prefix):
+            with contextlib.suppress(FileNotFoundError):  # another process forgot it
+                kept = path.stat()
+                found.setdefault(key, Stat(key, kept.st_size, kept.st_mtime))
+        yield from (found[key] for key in sorted(found))
+
+    def _copies(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        for path in (self._folder / prefix).rglob("*"):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self._folder).as_posix(), path
+
     def _remembered(self, key: str, path: Path | None) -> bytes:
         try:
             if path is None:
@@ -118,9 +135,8 @@ class MirroredStore(Store):
 
     def _forget_all_but(self, prefix: str, keys: set[str]) -> None:
         with contextlib.suppress(OSError):
-            for path in (self._folder / prefix).rglob("*"):
-                key = path.relative_to(self._folder).as_posix()
-                if path.is_file() and not path.name.startswith(".") and key not in keys:
+            for key, path in self._copies(prefix):
+                if key not in keys:
                     path.unlink()
 
     def _remember(self, path: Path | None, body: bytes | None) -> None:
