@@ -153,13 +153,18 @@ class Blobs:
             return [digest for digest, stat in zip(digests, found, strict=True) if stat is None]
 
     def open(
-        self, wanted: Mapping[Digest, int], *, owner: str, hashed: Collection[Digest]
+        self,
+        wanted: Mapping[Digest, int],
+        *,
+        owner: str,
+        hashed: Collection[Digest],
+        stop: threading.Event | None = None,
     ) -> dict[Digest, memoryview]:
         """Return read-only views of whole blobs: `wanted` maps digests to sizes in bytes.
 
         A view of a blob on disk, or in the cache, is a map of the file, not a copy. What
         is fetched is always verified; of what is here, those in `hashed`. `owner` says
-        in errors whose blobs they are.
+        in errors whose blobs they are. Once `stop` is set, the call soon ends with an error.
 
         Raises:
             Corrupt: a blob has the wrong size or digest.
@@ -168,7 +173,8 @@ class Blobs:
                 the cache lacks some.
         """
         if self._store.is_remote and self._cache is not None:
-            return _Fetch(self._store, self._cache, self._ranges, owner, hashed).all(wanted)
+            fetch = _Fetch(self._store, self._cache, self._ranges, owner, hashed, stop)
+            return fetch.all(wanted)
         return {
             digest: self._open_here(digest, size, owner, digest in hashed)
             for digest, size in wanted.items()
@@ -257,12 +263,14 @@ class _Fetch:
         ranges: Threads,
         owner: str,
         hashed: Collection[Digest],
+        stop: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
         self._ranges = ranges
         self._owner = owner
         self._hashed = hashed
+        self._asked = stop
         self._stop = threading.Event()
 
     def all(self, wanted: Mapping[Digest, int]) -> dict[Digest, memoryview]:
@@ -310,6 +318,10 @@ class _Fetch:
             ) from error
         return _map(descriptor)
 
+    @property
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set() or (self._asked is not None and self._asked.is_set())
+
     def _fill(self, descriptor: int, digest: Digest, size: int) -> None:
         """Fetch the blob into the file, several ranges at once, until one of them fails."""
         key, failed = blob_key(digest), threading.Event()
@@ -319,7 +331,7 @@ class _Fetch:
 
         def copy() -> None:
             for start in starts:
-                if failed.is_set() or self._stop.is_set():
+                if failed.is_set() or self._is_stopped:
                     raise _Stopped
                 try:
                     chunk = self._store.get_range(key, start, min(start + RANGE_BYTES, size))

@@ -12,14 +12,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from zoos import WrappedStore
+from zoos import WrappedStore, opened
 
 from brainstore.address import blob_key
 from brainstore.blobs import RANGE_BYTES, RANGES_AT_ONCE, Blobs, FileBlob, _Fetch
 from brainstore.cache import Cache
 from brainstore.storage.base import ABSENT
 from brainstore.storage.memory import MemoryStore
+from brainstore.sync import copying
 from brainstore.threads import Threads
 
 TESTS = Path(__file__).parent
@@ -142,11 +144,49 @@ def test_ctrl_c_in_a_load_ends_the_downloads_that_run(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+class RemoteStore(MemoryStore):
+    is_remote = True
+
+
+@pytest.mark.parametrize("at", ["get_range", "put"])
+def test_ctrl_c_in_a_sync_ends_the_copies_that_run(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops: list[threading.Event] = []
+    real = copying._cancelling
+
+    def noted(threads: int, stop: threading.Event | None = None) -> Any:
+        stops.extend([stop] if stop else [])
+        return real(threads, stop)
+
+    sent = threading.Lock()
+
+    def interrupt(call: Any, proceed: Any) -> Any:
+        if call.method == at and call.room == "blob":
+            if sent.acquire(blocking=False):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            assert stops[0].wait(PATIENCE_S)
+        return proceed()
+
+    monkeypatch.setattr(copying, "_cancelling", noted)
+    source, target = WrappedStore(RemoteStore()), WrappedStore(MemoryStore())
+    with opened(source, cache=Cache(tmp_path)) as one, opened(target) as two:
+        one.save("ppo", {"w": np.zeros(5 * RANGE_BYTES // 4, np.float32)})
+        two.init()
+        (source if at == "get_range" else target).around = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            two.pull(one)
+        source.around = target.around = None
+        assert list(target.inner.list("blobs/")) == []
+        assert two.list_models() == []
+
+
 FEW_DESCRIPTORS = """
     import resource, sys
     import numpy as np
     from brainstore import BrainManager
     from brainstore.storage.memory import MemoryStore
+from brainstore.sync import copying
 
     class RemoteStore(MemoryStore):
         is_remote = True
