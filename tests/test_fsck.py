@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import S3Place
-from zoos import WrappedStore, finish, opened, params
+from zoos import Call, Crash, Proceed, WrappedStore, finish, opened, params, same
 
 from brainstore import BrainManager
 from brainstore.address import (
@@ -259,6 +259,31 @@ def test_a_damaged_blob_is_moved_aside_so_that_a_save_stores_it_again(zoo: Brain
     with BrainManager(zoo.zoo.store) as again:
         again.save("ppo", params(2))
     assert check(zoo, deep=True) == {"stray": damaged_key(digest)}
+
+
+def test_a_repair_that_dies_leaves_no_writer_that_relies_on_what_is_gone() -> None:
+    inner = MemoryStore()
+    with opened(inner) as writer:
+        writer.save("ppo", params(1))
+        [digest] = writer.manifest("ppo").blobs
+        body, at = inner._shelf.objects[blob_key(digest)]
+        inner._shelf.objects[blob_key(digest)] = bytes([body[0] ^ 1]) + body[1:], at
+
+        dead: list[Call] = []
+
+        def die(call: Call, proceed: Proceed) -> Any:
+            if dead:
+                raise Crash
+            result = proceed()
+            if call.step == "delete blob":
+                dead.append(call)
+            return result
+
+        with pytest.raises(Crash), opened(WrappedStore(inner, die)) as repairer:
+            fsck(repairer.zoo, deep=True, repair=True)
+        assert inner.get(blob_key(digest)) is None
+        writer.save("ppo", params(1))
+        assert same(writer.load("ppo:2", as_numpy=True, verify=True)[0], params(1))
 
 
 def test_a_damaged_blob_comes_back_from_another_zoo(zoo: BrainManager, tmp_path: Path) -> None:

@@ -246,6 +246,8 @@ def set_aside(zoo: Zoo, digest: Digest, size_bytes: int) -> None:
     # Where an earlier damage of it was kept, that one stays, and this one is dropped.
     with suppress(AlreadyExists):
         zoo.store.put(damaged_key(digest), body, expect=ABSENT)
+    # Before it goes, for we may die; and after, for who has looked in between.
+    _void_knowledge(zoo)
     zoo.store.delete(blob_key(digest))
     _void_knowledge(zoo)
 
