@@ -186,7 +186,6 @@ FEW_DESCRIPTORS = """
     import numpy as np
     from brainstore import BrainManager
     from brainstore.storage.memory import MemoryStore
-from brainstore.sync import copying
 
     class RemoteStore(MemoryStore):
         is_remote = True
