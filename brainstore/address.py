@@ -29,6 +29,7 @@ DAMAGED_PREFIX = "damaged/"
 
 LATEST = "latest"
 MAX_NAME_LENGTH = 128
+MAX_VERSION = 10**18 - 1
 
 _SEGMENT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _VERSION_LIKE = re.compile(r"v[0-9]+")
@@ -154,7 +155,7 @@ def parse_version(version: object) -> int:
         number = version.__index__()  # type: ignore[attr-defined]  # any integer type
     except (AttributeError, TypeError):
         raise BadReference(f"version {_shown(version)}: expected a number from 1 up") from None
-    if not 1 <= number < 10**18:
+    if not 1 <= number <= MAX_VERSION:
         raise BadReference(f"version {number}: expected a number from 1 up")
     return int(number)
 
@@ -212,6 +213,12 @@ def _parse_reference(text: str) -> Reference:
     zoo, found, rest = text.rpartition("::")
     if found and not zoo:
         raise BadReference(f"reference {_shown(text)}: the zoo before '::' is missing")
+    if "://" in rest:
+        place, _, last = rest.rpartition("/")
+        raise BadReference(
+            f"reference {_shown(text)}: '::' stands between a zoo and a model, such as in "
+            f"{place}::{last or 'ppo_swarm'}"
+        )
     rest, _, subtree = rest.partition("#")
     rest, pinned, digest_text = rest.partition("@")
     digest = _parse_digest_prefix(digest_text, text) if pinned else None
@@ -288,6 +295,12 @@ def damaged_key(digest: Digest) -> str:
 
 def intent_key(ulid: str) -> str:
     return f"{INTENTS_PREFIX}{ulid}.json"
+
+
+def parse_intent_key(key: str) -> str | None:
+    """Return the write id, or None when `key` is no intent's."""
+    write_id = key.removeprefix(INTENTS_PREFIX).removesuffix(".json")
+    return write_id if is_ulid(write_id) and key == intent_key(write_id) else None
 
 
 def parse_manifest_key(key: str) -> tuple[Name, int] | None:

@@ -156,10 +156,12 @@ def _file_blob(name: str, source: str | os.PathLike[str] | bytes) -> FileBlob:
     parts = Path(name).parts if isinstance(name, str) else ()
     if not parts or parts[0] == "/" or ".." in parts or not name.isprintable():
         raise BadParams(f"files: {name!r} cannot be the name of a file; use such as 'notes.md'")
+    if not isinstance(source, bytes) and os.path.isdir(source):
+        raise BadParams(f"files: {name!r}: {source} is a folder; name a file")
     try:
         return FileBlob(source if isinstance(source, bytes) else Path(source))
-    except (OSError, TypeError) as error:
-        raise BadParams(f"files: {name!r} cannot be read: {error}") from error
+    except (BadParams, TypeError) as error:
+        raise BadParams(f"files: {name!r}: {error}") from error
 
 
 def _pins(zoo: Zoo, parents: Parents, source: str | None) -> list[Pin]:

@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brainstore import deletion, marker
-from brainstore.address import LATEST, Alias, Name, Reference, full_name, parse_reference
+from brainstore.address import (
+    LATEST,
+    Alias,
+    Name,
+    Reference,
+    full_name,
+    parse_reference,
+    parse_version,
+)
 from brainstore.cache import Cache
 from brainstore.errors import BadParams, NotFound
 from brainstore.meta import BrainMeta
 from brainstore.records import Manifest, Marker, Policy
 from brainstore.table import Row, best_row, html, matching, rows_of
 from brainstore.versions import Version
-from brainstore.zoo import Where, Zoo
+from brainstore.zoo import Where, Zoo, require_whole
 
 if TYPE_CHECKING:
     from brainstore.diff import Diff
@@ -210,6 +218,8 @@ class BrainManager:
         """
         from flax import nnx
 
+        if not isinstance(module, nnx.Module):
+            raise BadParams(f"module: expected an nnx Module, found {type(module).__name__}")
         state, meta = self.load(ref, version, target=nnx.state(module))
         nnx.update(module, state)
         return meta
@@ -217,10 +227,11 @@ class BrainManager:
     def abstract(self, ref: str, version: int | str | None = None) -> Any:
         """Return the params' tree with a jax.ShapeDtypeStruct for each array; none is read."""
         from brainstore import pytree
-        from brainstore.groups import PARAMS
+        from brainstore.groups import PARAMS, Reader
 
         reference, owner = self.zoo.reference(ref, version)
-        group = owner.registry.find(reference, from_cache=True)[1].groups[PARAMS]
+        found, manifest = owner.registry.find(reference, from_cache=True)
+        group = Reader(manifest, owner.blobs, str(found), verify=False).group(PARAMS)
         structure, chosen = pytree.subtree(group.structure, reference.subtree or "")
         return pytree.abstract(structure, group.leaves[chosen])
 
@@ -269,7 +280,7 @@ class BrainManager:
             where: only rows with these values, such as {"brain_type": "ppo",
                 "metrics.return": 7.2}, or only those for which a function is true.
         """
-        return matching(rows_of(self.zoo.index(), Name(name) if name else None), where)
+        return matching(rows_of(self.zoo.index(), None if name is None else Name(name)), where)
 
     def best(self, name: str, metric: str, mode: str = "max") -> Row | None:
         """Return the row of the version with the highest ("min": lowest) value of a metric.
@@ -287,7 +298,7 @@ class BrainManager:
         """Return who saved, deleted, restored and moved what, oldest first."""
         from brainstore.history import history
 
-        return history(self.zoo.registry, Name(name) if name else None)
+        return history(self.zoo.registry, None if name is None else Name(name))
 
     def diff(self, old: str, new: str) -> Diff:
         """Return what differs between two versions: metadata first, then leaf by leaf."""
@@ -318,6 +329,8 @@ class BrainManager:
         from brainstore.factory.gates import hand_gate
 
         pointer = movable(alias)
+        if expected is not None and (isinstance(expected, str) or expected != 0):
+            expected = parse_version(expected)
         version = self.zoo.registry.resolve(self.zoo.own_reference(ref))
         gate = hand_gate(self.zoo, version, pointer, force=force)
         self._move(pointer, version, expected=expected, why=why, gate=gate)
@@ -520,6 +533,7 @@ class BrainManager:
         """Write one version into `folder` as the original laid it out; return its folder."""
         from brainstore.classic import export
 
+        require_whole(parse_reference(ref))
         version, _, owner = self.zoo.find(ref)
         return export(owner, [version], Path(folder))[0]
 

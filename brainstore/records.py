@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 
-from brainstore.address import Alias, Digest, Name
+from brainstore.address import MAX_VERSION, Alias, Digest, Name
 from brainstore.errors import Corrupt, Unsupported
 from brainstore.quality import Gate, QualityReport, Rule, number_as_json
 
@@ -89,6 +89,9 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_to_text, order="deterministic")
 
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB_BYTES)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+# A save tries the number after the newest, which must be one still.
+Newest = Annotated[int, msgspec.Meta(ge=0, lt=MAX_VERSION)]
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +139,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     name: Name
-    version: int
+    version: Number
     digest: Digest
     relation: str | None = None
     subtree: str | None = None
@@ -158,7 +161,7 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
     """
 
     name: Name
-    version: int
+    version: Number
     write_id: str
     created_at: str
     by: str
@@ -209,7 +212,7 @@ class Tombstone(Record, frozen=True, kw_only=True, tag="tombstone", tag_field="k
     """
 
     name: Name
-    version: int
+    version: Number
     write_id: str
     generation: int
     at: str
@@ -242,7 +245,7 @@ class StoredReport(Record, frozen=True, kw_only=True):
     """A report that was filed after the save, on exactly the manifest of this digest."""
 
     name: Name
-    version: int
+    version: Number
     digest: Digest
     at: str
     by: str
@@ -290,8 +293,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ceased to be so while it was made.
     """
 
-    from_version: int | None = msgspec.field(name="from")
-    to_version: int | None = msgspec.field(name="to")
+    from_version: Number | None = msgspec.field(name="from")
+    to_version: Number | None = msgspec.field(name="to")
     to_digest: Digest | None = None
     at: str
     by: str
@@ -306,9 +309,9 @@ class Pointer(Record, frozen=True, kw_only=True):
 
     name: Name
     ref: Alias
-    version: int | None
+    version: Number | None
     digest: Digest | None
-    newest: int = 0
+    newest: Newest = 0
     generation: int
     write_id: str
     moves: tuple[Move, ...] = ()
@@ -368,7 +371,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A version that a running save or sync is about to create."""
 
     name: Name
-    version: int
+    version: Number
 
 
 class Intent(Record, frozen=True, kw_only=True):
@@ -408,7 +411,7 @@ class FactBody(Record, frozen=True, kw_only=True):
 class AliasRow(msgspec.Struct, frozen=True, kw_only=True):
     """Where an alias points, by the latest known generation of its pointer."""
 
-    version: int | None
+    version: Number | None
     generation: int
 
 

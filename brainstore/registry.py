@@ -111,8 +111,8 @@ class Registry:
         number = moves[-back].from_version if back <= len(moves) else None
         if number is None:
             raise NotFound(
-                f"{pointer.name}:{pointer.ref}~{back}: the alias has no such past; it knows "
-                f"{len(moves)} moves. See: brainstore log {pointer.name}"
+                f"{pointer.name}:{pointer.ref}~{back}: the alias has no such past; its last moves, "
+                f"{len(moves)} of them, are kept. See: brainstore log {pointer.name}"
             )
         return self.by_number(pointer.name, number)[0]
 

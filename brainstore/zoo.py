@@ -94,6 +94,7 @@ class Zoo:
         reference, owner = self.reference(ref)
         if owner is not self:
             raise BadReference(f"'{reference}' is in another zoo; open that one to change it")
+        require_whole(reference)
         return reference
 
     def resolve(self, ref: object, version: object = None) -> Version:
@@ -127,6 +128,12 @@ class Zoo:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def require_whole(reference: Reference) -> None:
+    """Raise BadReference if it names only a part of the params."""
+    if reference.subtree:
+        raise BadReference(f"'{reference}': a whole version is meant here; drop '#' and the rest")
 
 
 def _is_integer(value: object) -> bool:

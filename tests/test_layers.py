@@ -14,7 +14,7 @@ import brainstore
 PACKAGE = Path(brainstore.__file__).parent
 
 LEVELS: dict[int, str] = {
-    0: "errors address settings provenance storage.base",
+    0: "errors address settings provenance notebook threads storage.base",
     1: "quality records meta dtypes tensors packs pytree storage",
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",

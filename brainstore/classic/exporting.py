@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -78,10 +79,12 @@ def export(zoo: Zoo, versions: Sequence[Version], folder: Path) -> list[Path]:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except PermissionError as error:
-        raise ReadOnly(f"{folder} cannot be written: {error}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadParams(f"{folder} is no folder; name another place ({error.strerror})") from error
     except OSError as error:
-        raise StoreUnavailable(f"{folder} cannot be written: {error}. Then export again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ReadOnly(f"{folder} cannot be written: {error}") from error
+        raise StoreUnavailable(f"{folder} cannot be written: {error}. Export again") from error
 
 
 def _place(folder: Path, version: Version) -> Path:

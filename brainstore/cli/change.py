@@ -9,7 +9,8 @@ import click
 
 from brainstore.address import LATEST
 from brainstore.cli import render
-from brainstore.cli.app import OTHER, Call, pairs, plain_value, read_table, verb
+from brainstore.cli.app import Call, pairs, plain_value, read_table, verb
+from brainstore.cli.codes import OTHER
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
@@ -97,12 +98,15 @@ def save(
 
     FILE is a .safetensors or a .npz.
     """
+    from brainstore.meta import BrainMeta
+
     zoo = call.open()
     meta = read_table(meta_file, "--meta") if meta_file else {}
     meta |= {key: value for key, value in fields.items() if value is not None}
-    meta["metrics"] = {**meta.get("metrics", {}), **{key: _number(key, x) for key, x in metrics}}
-    meta["config"] = {**meta.get("config", {}), **{key: plain_value(x) for key, x in config}}
-    meta["tags"] = [*meta.get("tags", []), *tags]
+    meta = vars(BrainMeta.of(meta))
+    meta["metrics"] |= {key: _number(key, x) for key, x in metrics}
+    meta["config"] |= {key: plain_value(x) for key, x in config}
+    meta["tags"] += tags
     full_name = zoo.import_file(
         file,
         name,
@@ -241,7 +245,7 @@ def _told(done: dict[str, Any]) -> str:
 
 def _found(call: Call, ref: str) -> tuple[BrainManager, Version]:
     zoo, ref = call.open_for(ref)
-    return zoo, zoo.resolve(ref)
+    return zoo, zoo.zoo.registry.resolve(zoo.zoo.own_reference(ref))
 
 
 def _confirm(versions: list[Version]) -> None:

@@ -166,4 +166,4 @@ def diff(call: Call, old: str, new: str) -> None:
     if call.as_json:
         render.print_json(found.to_dict())
     else:
-        click.echo(str(found))
+        click.echo(render.visible(str(found)))

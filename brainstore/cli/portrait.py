@@ -10,7 +10,7 @@ import click
 from brainstore.cli import render
 from brainstore.cli.factory import plain_report, plain_rule
 from brainstore.errors import Corrupt, Unsupported
-from brainstore.meta import unmarked
+from brainstore.meta import BrainMeta, unmarked
 
 if TYPE_CHECKING:
     from brainstore.cli.app import Call
@@ -24,6 +24,7 @@ def portrait(
     zoo: BrainManager, call: Call, version: Version, manifest: Manifest, *, leaves: bool
 ) -> dict[str, Any]:
     """Return all that is known of a version, as plain data with stable keys."""
+    BrainMeta.of_manifest(manifest)  # refuses what could not be shown
     pointers = zoo.zoo.registry.pointers.all_of(version.name)
     naming = [pointer for pointer in pointers if pointer.version == version.version]
     reports, problem = _reports(zoo, version)

@@ -27,6 +27,7 @@ from brainstore.address import (
     intent_key,
     parse_blob_key,
     parse_fact_key,
+    parse_intent_key,
     parse_manifest_key,
     parse_pointer_key,
     parse_report_key,
@@ -73,7 +74,7 @@ def fsck(
         NotFound: there is no model of this name.
         StoreUnavailable, ReadOnly: the store failed; damage raises nothing.
     """
-    check = _Check(zoo, Name(name) if name else None, deep)
+    check = _Check(zoo, None if name is None else Name(name), deep)
     findings = check.run()
     if check.name and not (findings or check.survey.versions):
         zoo.registry.resolve(Reference(check.name, alias=Alias(LATEST)))
@@ -203,7 +204,9 @@ class _Check:
     def _strays(self) -> Iterator[Finding]:
         for stat in self._other:
             if text := _stray_text(stat.key):
-                yield Finding("stray", stat.key, text)
+                # A name of a file may be bytes that are no text.
+                where = stat.key.encode(errors="backslashreplace").decode()
+                yield Finding("stray", where, text)
 
 
 _ASIDE = "Run: brainstore fsck --deep --repair, which moves it aside. "
@@ -252,6 +255,9 @@ def _is_live(zoo: Zoo, key: Key) -> bool:
 def _intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
     """Yield every intent; None for one that cannot be read."""
     for stat in zoo.store.list(INTENTS_PREFIX):
+        if parse_intent_key(stat.key) is None:
+            yield stat, None
+            continue
         found = zoo.store.get(stat.key)
         if found is not None:
             try:
