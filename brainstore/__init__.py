@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.pytree.structure import register
+    from brainstore.quality import Check, Condition, QualityReport, Rule
 
 __version__ = "0.1.0"
 
@@ -45,13 +46,17 @@ __all__ = [
     "BrainManager",
     "BrainMeta",
     "BrainstoreError",
+    "Check",
+    "Condition",
     "Conflict",
     "Corrupt",
     "GateFailed",
     "Golden",
     "NoZoo",
     "NotFound",
+    "QualityReport",
     "ReadOnly",
+    "Rule",
     "StoreUnavailable",
     "Unsupported",
     "load",
@@ -62,7 +67,11 @@ _HOMES = {
     "BrainInference": "brainstore.inference",
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "Check": "brainstore.quality",
+    "Condition": "brainstore.quality",
     "Golden": "brainstore.golden",
+    "QualityReport": "brainstore.quality",
+    "Rule": "brainstore.quality",
     "load": "brainstore.manager",
     "register": "brainstore.pytree.structure",
 }

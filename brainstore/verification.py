@@ -1,13 +1,14 @@
-"""Checking what a version promises of its behaviour: golden outputs, and others' proofs."""
+"""Checking what a version promises: golden outputs, and frozen experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from brainstore.architecture import Apply, label, rebuilt
 from brainstore.errors import BadParams, NotFound
+from brainstore.factory.proofs import prove
 from brainstore.golden import GROUP, Golden, play
 from brainstore.groups import PARAMS, Placement, Reader
 from brainstore.programs import DESCRIPTION, opened
@@ -49,22 +50,16 @@ class Verification:
         return "\n".join([f"{self.version}", *lines])
 
 
-Proof = Callable[[Zoo, Version, Manifest], Iterable[Check]]
-"""Checks something that some versions promise; gives nothing for one that does not."""
-
-
 def verify(
     zoo: Zoo,
     ref: str,
     network_class: Callable[..., Any] | None = None,
     network_kwargs: Mapping[str, Any] | None = None,
-    *,
-    proofs: Sequence[Proof] = (),
 ) -> Verification:
     """Return what became of everything that the version promises.
 
     Golden inputs are replayed with the network's class if it is given, else with the
-    program that was saved with the version.
+    program that was saved with the version. Frozen experts are compared leaf by leaf.
 
     Raises:
         NotFound: there is no such version, or it promises nothing.
@@ -73,16 +68,19 @@ def verify(
         Unsupported, Corrupt: the program cannot be run here; see `programs.opened`.
     """
     version, manifest, owner = zoo.find(ref)
-    proven = [check for proof in proofs for check in proof(owner, version, manifest)]
     played_with, golden = None, list[Check]()
     if GROUP in manifest.groups:
         played_with, golden = _replay(owner, version, manifest, network_class, network_kwargs)
-    if not proven and not golden:
+    experts = [
+        Check(f"frozen expert {x.path}", x.is_proved, f"{x.expert}: {x.verdict}")
+        for x in prove(owner, version)
+    ]
+    if not golden and not experts:
         raise NotFound(
-            f"{version} has nothing to verify: no golden behaviour was saved with it. Save it with "
-            "golden=, or with apply_fn= and example_obs="
+            f"{version} has nothing to verify: neither golden behaviour nor frozen experts were "
+            "saved with it. Save it with golden=, or with apply_fn= and example_obs="
         )
-    return Verification(version, played_with, (*golden, *proven))
+    return Verification(version, played_with, (*golden, *experts))
 
 
 def _replay(

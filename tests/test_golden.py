@@ -18,10 +18,6 @@ from command_line import ok, parsed, process, refused, run
 from brainstore import BrainManager, Golden
 from brainstore.errors import BadParams, NotFound
 from brainstore.networks import ActorCritic
-from brainstore.records import Manifest
-from brainstore.verification import Check, verify
-from brainstore.versions import Version
-from brainstore.zoo import Zoo
 
 
 @pytest.fixture
@@ -211,19 +207,19 @@ def test_there_must_be_something_to_verify_and_something_to_replay_it_with(
         zoo.verify("actor", ActorCritic)
 
 
-def test_proofs_of_others_are_checked_along(zoo: BrainManager) -> None:
-    seen: list[Any] = []
-
-    def proof(of: Zoo, version: Version, manifest: Manifest) -> list[Check]:
-        seen.append((of, str(version), str(manifest.name)))
-        return [Check("experts/nav", False, "its digest is another")]
-
+def test_frozen_experts_are_proved_along(zoo: BrainManager) -> None:
     save(zoo, 0)
-    report = verify(zoo.zoo, "actor", proofs=[proof])
-    assert seen == [(zoo.zoo, "actor:1", "actor")]
-    assert (report.holds, report.played_with, len(report.checks)) == (False, None, 1)
-    save(zoo, 0, apply_fn=NETWORK.apply, example_obs=OBS)
-    assert len(verify(zoo.zoo, "actor", proofs=[proof]).checks) == 4
+    expert, _ = zoo.load("actor:1")
+    changed = jax.tree.map(lambda leaf: leaf + 1, expert)
+    zoo.save("fusion", {"nav": expert}, frozen_experts={"nav": "actor:1"})
+    report = zoo.verify("fusion")
+    assert (report.holds, report.played_with) == (True, None)
+    assert [check.what for check in report.checks] == ["frozen expert nav"]
+    with pytest.warns(UserWarning, match="will not be proved"):
+        zoo.save("fusion", {"nav": changed}, frozen_experts={"nav": "actor:1"})
+    result = run("verify", "fusion:2")
+    assert result.exit_code == 5
+    assert "OFF  frozen expert nav: actor:1: changed" in result.stdout
 
 
 # The verb

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.cli.app import CORRUPT, Call, verb, verbs
+from brainstore.cli.app import Call, verb, verbs
+from brainstore.cli.codes import CORRUPT
+from brainstore.errors import Unsupported
 
 if TYPE_CHECKING:
     from brainstore.cache import Cached
@@ -126,7 +128,8 @@ def fsck(call: Call, name: str | None, deep: bool, repair: bool) -> None:
         render.print_json(findings)
     else:
         for finding in findings:
-            click.echo(f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}")
+            told = f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}"
+            click.echo(render.visible(told))
         click.echo(_verdict(findings))
     if remaining:
         click.get_current_context().exit(CORRUPT)
@@ -225,6 +228,11 @@ def completion(call: Call, shell: str) -> None:
 @verb("demo")
 def demo(call: Call) -> None:
     """Train, save, improve and roll back a small swarm."""
-    from brainstore.demo.story import run
-
+    try:
+        from brainstore.demo.story import run
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"the demo needs {error.name}, which is not installed. "
+            "Run: pip install 'brainstore[demo]'"
+        ) from error
     run(call.zoo)
