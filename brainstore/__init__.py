@@ -29,10 +29,13 @@ from brainstore.errors import (
 )
 
 if TYPE_CHECKING:
+    from brainstore.golden import Golden
+    from brainstore.inference import BrainInference
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
     from brainstore.migrate import convert_torch_to_flax, migrate_v2_checkpoint
     from brainstore.pytree.structure import register
+    from brainstore.quality import Check, Condition, QualityReport, Rule
 
 __version__ = "0.1.0"
 
@@ -40,15 +43,21 @@ __all__ = [
     "AlreadyExists",
     "BadParams",
     "BadReference",
+    "BrainInference",
     "BrainManager",
     "BrainMeta",
     "BrainstoreError",
+    "Check",
+    "Condition",
     "Conflict",
     "Corrupt",
     "GateFailed",
+    "Golden",
     "NoZoo",
     "NotFound",
+    "QualityReport",
     "ReadOnly",
+    "Rule",
     "StoreUnavailable",
     "Unsupported",
     "convert_torch_to_flax",
@@ -58,8 +67,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BrainInference": "brainstore.inference",
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "Check": "brainstore.quality",
+    "Condition": "brainstore.quality",
+    "Golden": "brainstore.golden",
+    "QualityReport": "brainstore.quality",
+    "Rule": "brainstore.quality",
     "convert_torch_to_flax": "brainstore.migrate",
     "load": "brainstore.manager",
     "migrate_v2_checkpoint": "brainstore.migrate",
