@@ -30,9 +30,13 @@ from brainstore.errors import (
 
 if TYPE_CHECKING:
     from brainstore.dial import DIALBrainManager, DIALBrainPair
+    from brainstore.golden import Golden
+    from brainstore.inference import BrainInference
     from brainstore.manager import BrainManager, load
     from brainstore.meta import BrainMeta
+    from brainstore.migrate import convert_torch_to_flax, migrate_v2_checkpoint
     from brainstore.pytree.structure import register
+    from brainstore.quality import Check, Condition, QualityReport, Rule
 
 __version__ = "0.1.0"
 
@@ -40,29 +44,45 @@ __all__ = [
     "AlreadyExists",
     "BadParams",
     "BadReference",
+    "BrainInference",
     "BrainManager",
     "BrainMeta",
     "BrainstoreError",
+    "Check",
+    "Condition",
     "Conflict",
     "Corrupt",
     "DIALBrainManager",
     "DIALBrainPair",
     "GateFailed",
+    "Golden",
     "NoZoo",
     "NotFound",
+    "QualityReport",
     "ReadOnly",
+    "Rule",
     "StoreUnavailable",
     "Unsupported",
+    "convert_torch_to_flax",
     "load",
+    "migrate_v2_checkpoint",
     "register",
 ]
 
 _HOMES = {
+    "BrainInference": "brainstore.inference",
     "BrainManager": "brainstore.manager",
     "BrainMeta": "brainstore.meta",
+    "Check": "brainstore.quality",
+    "Condition": "brainstore.quality",
     "DIALBrainManager": "brainstore.dial",
     "DIALBrainPair": "brainstore.dial",
+    "Golden": "brainstore.golden",
+    "QualityReport": "brainstore.quality",
+    "Rule": "brainstore.quality",
+    "convert_torch_to_flax": "brainstore.migrate",
     "load": "brainstore.manager",
+    "migrate_v2_checkpoint": "brainstore.migrate",
     "register": "brainstore.pytree.structure",
 }
 

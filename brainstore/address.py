@@ -18,6 +18,7 @@ from brainstore.errors import BadReference
 
 MARKER_KEY = "brainstore.json"
 SNAPSHOT_KEY = "registry.json"
+POLICY_KEY = "policy.json"
 GC_STATE_KEY = "gc/state.json"
 JOURNAL_PREFIX = "journal/"
 INTENTS_PREFIX = "intents/"
@@ -28,6 +29,7 @@ DAMAGED_PREFIX = "damaged/"
 
 LATEST = "latest"
 MAX_NAME_LENGTH = 128
+MAX_VERSION = 10**18 - 1
 
 _SEGMENT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 _VERSION_LIKE = re.compile(r"v[0-9]+")
@@ -153,7 +155,7 @@ def parse_version(version: object) -> int:
         number = version.__index__()  # type: ignore[attr-defined]  # any integer type
     except (AttributeError, TypeError):
         raise BadReference(f"version {_shown(version)}: expected a number from 1 up") from None
-    if not 1 <= number < 10**18:
+    if not 1 <= number <= MAX_VERSION:
         raise BadReference(f"version {number}: expected a number from 1 up")
     return int(number)
 
@@ -211,6 +213,12 @@ def _parse_reference(text: str) -> Reference:
     zoo, found, rest = text.rpartition("::")
     if found and not zoo:
         raise BadReference(f"reference {_shown(text)}: the zoo before '::' is missing")
+    if "://" in rest:
+        place, _, last = rest.rpartition("/")
+        raise BadReference(
+            f"reference {_shown(text)}: '::' stands between a zoo and a model, such as in "
+            f"{place}::{last or 'ppo_swarm'}"
+        )
     rest, _, subtree = rest.partition("#")
     rest, pinned, digest_text = rest.partition("@")
     digest = _parse_digest_prefix(digest_text, text) if pinned else None
@@ -266,7 +274,11 @@ def manifest_key(name: Name, version: int) -> str:
 
 
 def report_key(name: Name, version: int, ulid: str) -> str:
-    return f"{MODELS_PREFIX}{name}/v{version}/reports/{ulid}.json"
+    return f"{reports_prefix(name, version)}{ulid}.json"
+
+
+def reports_prefix(name: Name, version: int) -> str:
+    return f"{MODELS_PREFIX}{name}/v{version}/reports/"
 
 
 def pointer_key(name: Name, alias: Alias) -> str:
@@ -285,6 +297,12 @@ def intent_key(ulid: str) -> str:
     return f"{INTENTS_PREFIX}{ulid}.json"
 
 
+def parse_intent_key(key: str) -> str | None:
+    """Return the write id, or None when `key` is no intent's."""
+    write_id = key.removeprefix(INTENTS_PREFIX).removesuffix(".json")
+    return write_id if is_ulid(write_id) and key == intent_key(write_id) else None
+
+
 def parse_manifest_key(key: str) -> tuple[Name, int] | None:
     """Return (name, version), or None when `key` is no manifest's."""
     match = re.fullmatch(rf"{MODELS_PREFIX}(.+)/v([1-9][0-9]{{0,17}})/manifest\.json", key)
@@ -292,6 +310,15 @@ def parse_manifest_key(key: str) -> tuple[Name, int] | None:
         return (Name(match[1]), int(match[2])) if match else None
     except BadReference:
         return None
+
+
+def parse_report_key(key: str) -> tuple[Name, int, str] | None:
+    """Return (name, version, ulid), or None when `key` is no report's."""
+    version, found, file = key.rpartition("/reports/")
+    owner = parse_manifest_key(f"{version}/manifest.json") if found else None
+    ulid = file.removesuffix(".json")
+    is_report = owner is not None and is_ulid(ulid) and key == report_key(*owner, ulid)
+    return (*owner, ulid) if owner and is_report else None
 
 
 def parse_pointer_key(key: str) -> tuple[Name, Alias] | None:
@@ -372,4 +399,26 @@ def new_ulid() -> str:
     Source: the ULID specification, Crockford's base 32.
     """
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return _ulid(value)
+
+
+def ulid_after(last: str) -> str:
+    """Return a new ULID that sorts after `last`, also within a millisecond or after a clock
+    that was ahead of ours.
+
+    Raises:
+        BadReference: `last` is the highest that there can be.
+    """
+    new = new_ulid()
+    if new > last:
+        return new
+    value = 1
+    for place, character in enumerate(reversed(last)):
+        value += _CROCKFORD.index(character) << 5 * place
+    if value >> 128:
+        raise BadReference(f"ULID {last}: no other comes after it")
+    return _ulid(value)
+
+
+def _ulid(value: int) -> str:
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))

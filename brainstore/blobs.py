@@ -6,7 +6,6 @@ of a remote zoo is first fetched, in ranges, into the cache, and mapped from the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
@@ -21,9 +20,10 @@ from blake3 import blake3
 
 from brainstore import settings
 from brainstore.address import Digest, blob_key
-from brainstore.cache import Cache, digest_of, open_descriptor, with_descriptors
+from brainstore.cache import Cache, open_descriptor, with_descriptors
 from brainstore.errors import AlreadyExists, BadParams, Corrupt, NotFound, StoreUnavailable
 from brainstore.storage.base import ABSENT, Body, Store
+from brainstore.threads import Budget, Threads
 
 _log = logging.getLogger(__name__)
 
@@ -44,35 +44,49 @@ class FileBlob:
     """A file on this machine, or bytes, to be stored as they are."""
 
     def __init__(self, source: Path | bytes) -> None:
+        """Hash it, in pieces and not as a map: somebody may truncate the file meanwhile.
+
+        Raises:
+            BadParams: the file cannot be read.
+        """
         self._source = source
-        if isinstance(source, bytes):
-            self.size_bytes, self.digest = len(source), Digest.of(source)
-        else:
-            descriptor = os.open(source, os.O_RDONLY)
-            try:
-                self.size_bytes, self.digest = os.fstat(descriptor).st_size, digest_of(descriptor)
-            finally:
-                os.close(descriptor)
+        self.size_bytes, hasher = 0, blake3()
+        for piece in self:
+            self.size_bytes += len(piece)
+            hasher.update(piece)
+        self.digest = Digest("blake3:" + hasher.hexdigest())
 
     def __iter__(self) -> Iterator[memoryview]:
         if isinstance(self._source, bytes):
             yield memoryview(self._source)
             return
-        with open(self._source, "rb") as stream:
-            while chunk := stream.read(RANGE_BYTES):
-                yield memoryview(chunk)
+        try:
+            with open(self._source, "rb") as stream:
+                while chunk := stream.read(RANGE_BYTES):
+                    yield memoryview(chunk)
+        except OSError as error:
+            # Not the store's failure, for which it would be taken otherwise.
+            raise BadParams(f"{self._source} cannot be read: {error.strerror}") from error
+
+
+class _Stopped(Exception):  # no error: nobody waits for this any more
+    """Whoever wanted the bytes has gone, by an error or by Ctrl-C."""
 
 
 class _Checked:
     """A blob on its way out: its pieces, which must still have the digest that names them."""
 
-    def __init__(self, blob: Blob) -> None:
+    def __init__(self, blob: Blob, stop: threading.Event) -> None:
+        """Once `stop` is set, there are no more pieces, and nothing is stored."""
         self._blob = blob
+        self._stop = stop
         self.size_bytes = blob.size_bytes
 
     def __iter__(self) -> Iterator[memoryview]:
         hasher = blake3()
-        for piece in self._blob:
+        for piece in _in_chunks(self._blob):
+            if self._stop.is_set():
+                raise _Stopped
             hasher.update(piece)
             yield piece
         # The store has not made the object visible yet: it waits for the last piece.
@@ -83,6 +97,13 @@ class _Checked:
             )
 
 
+def _in_chunks(blob: Blob) -> Iterator[memoryview]:
+    for piece in blob:
+        rest = piece.cast("B")
+        for start in range(0, len(rest), RANGE_BYTES):
+            yield rest[start : start + RANGE_BYTES]
+
+
 class Blobs:
     """The blobs of one zoo. All methods may be called from many threads."""
 
@@ -90,18 +111,19 @@ class Blobs:
         """`cache` is needed for a store that is remote, and not used for others."""
         self._store = store
         self._cache = cache
-        self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "brainstore-range")
-        self._budget = _Budget(IN_FLIGHT_BYTES)
+        self._ranges = Threads(RANGES_AT_ONCE, "brainstore-range")
+        self._budget = Budget(IN_FLIGHT_BYTES)
 
     def upload(self, blobs: Sequence[Blob]) -> Upload:
         """Return an upload of what is missing of `blobs`."""
         return Upload(self, blobs, self._store.parallelism)
 
-    def put(self, blob: Blob, present: set[Digest]) -> int:
+    def put(self, blob: Blob, present: set[Digest], *, stop: threading.Event | None = None) -> int:
         """Make the blob part of the zoo, durably; return how many bytes had to be sent.
 
         `present` holds what the store is known to have, and learns of this one. Several
-        threads share a budget of memory for what is on its way.
+        threads share a budget of memory for what is on its way. Once `stop` is set, the
+        call soon ends with an error.
         """
         digest, size = blob.digest, blob.size_bytes
         if digest in present:
@@ -115,7 +137,7 @@ class Blobs:
                 return 0
         with self._budget.borrowed(size if self._store.is_remote else 0):
             try:
-                self._store.put(key, _Checked(blob), expect=ABSENT)
+                self._store.put(key, _Checked(blob, stop or threading.Event()), expect=ABSENT)
             except AlreadyExists as error:
                 raise Corrupt(
                     f"blob {digest.short}… is in {self._store.url}, but not with its {size:,} "
@@ -131,13 +153,18 @@ class Blobs:
             return [digest for digest, stat in zip(digests, found, strict=True) if stat is None]
 
     def open(
-        self, wanted: Mapping[Digest, int], *, owner: str, hashed: Collection[Digest]
+        self,
+        wanted: Mapping[Digest, int],
+        *,
+        owner: str,
+        hashed: Collection[Digest],
+        stop: threading.Event | None = None,
     ) -> dict[Digest, memoryview]:
         """Return read-only views of whole blobs: `wanted` maps digests to sizes in bytes.
 
         A view of a blob on disk, or in the cache, is a map of the file, not a copy. What
         is fetched is always verified; of what is here, those in `hashed`. `owner` says
-        in errors whose blobs they are.
+        in errors whose blobs they are. Once `stop` is set, the call soon ends with an error.
 
         Raises:
             Corrupt: a blob has the wrong size or digest.
@@ -146,14 +173,15 @@ class Blobs:
                 the cache lacks some.
         """
         if self._store.is_remote and self._cache is not None:
-            return _Fetch(self._store, self._cache, self._ranges, owner, hashed).all(wanted)
+            fetch = _Fetch(self._store, self._cache, self._ranges, owner, hashed, stop)
+            return fetch.all(wanted)
         return {
             digest: self._open_here(digest, size, owner, digest in hashed)
             for digest, size in wanted.items()
         }
 
     def close(self) -> None:
-        self._ranges.shutdown(cancel_futures=True)
+        self._ranges.close(cancel=True)
 
     def _open_here(self, digest: Digest, size: int, owner: str, verify: bool) -> memoryview:
         key = blob_key(digest)
@@ -182,11 +210,14 @@ class Upload:
         self._hashers = ThreadPoolExecutor(2, "brainstore-hash")
         self._writers = ThreadPoolExecutor(parallelism, "brainstore-put")
         self._writes: list[Future[int]] = []
+        self._stop = threading.Event()
 
     def __enter__(self) -> Upload:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # What still runs is of no use now, and the process cannot end before it does.
+        self._stop.set()
         self._hashers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
 
@@ -198,8 +229,11 @@ class Upload:
             digest, body = future.result(), hashing[future]
             if digest not in sizes:
                 sizes[digest] = body.size_bytes
-                self._writes.append(self._writers.submit(self._blobs.put, body, present))
+                self._submit(body, present)
         return sizes
+
+    def _submit(self, body: Blob, present: set[Digest]) -> None:
+        self._writes.append(self._writers.submit(self._blobs.put, body, present, stop=self._stop))
 
     def wait(self) -> None:
         """Return once all are stored; the first error wins."""
@@ -211,7 +245,7 @@ class Upload:
         """Learn anew whether these are there, store what is not, and wait."""
         for body in self._bodies:
             if body.digest in digests:
-                self._writes.append(self._writers.submit(self._blobs.put, body, present))
+                self._submit(body, present)
         self.wait()
 
 
@@ -226,15 +260,18 @@ class _Fetch:
         self,
         store: Store,
         cache: Cache,
-        ranges: ThreadPoolExecutor,
+        ranges: Threads,
         owner: str,
         hashed: Collection[Digest],
+        stop: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
         self._ranges = ranges
         self._owner = owner
         self._hashed = hashed
+        self._asked = stop
+        self._stop = threading.Event()
 
     def all(self, wanted: Mapping[Digest, int]) -> dict[Digest, memoryview]:
         views = {digest: self._from_cache(digest, size) for digest, size in wanted.items()}
@@ -247,8 +284,12 @@ class _Fetch:
                 "Load it once while online, or unset the variable"
             )
         with ThreadPoolExecutor(max(1, min(len(lacking), 8)), "brainstore-fetch") as pool:
-            fetched = pool.map(lambda digest: self._fetched(digest, wanted[digest]), lacking)
-            views.update(zip(lacking, fetched, strict=True))
+            try:
+                fetched = pool.map(lambda digest: self._fetched(digest, wanted[digest]), lacking)
+                views.update(zip(lacking, fetched, strict=True))
+            finally:
+                # After an error or Ctrl-C nobody waits for the others.
+                self._stop.set()
         return {digest: view for digest, view in views.items() if view is not None}
 
     def _from_cache(self, digest: Digest, size: int) -> memoryview | None:
@@ -277,24 +318,33 @@ class _Fetch:
             ) from error
         return _map(descriptor)
 
+    @property
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set() or (self._asked is not None and self._asked.is_set())
+
     def _fill(self, descriptor: int, digest: Digest, size: int) -> None:
-        key = blob_key(digest)
+        """Fetch the blob into the file, several ranges at once, until one of them fails."""
+        key, failed = blob_key(digest), threading.Event()
+        # Shared: whoever is free takes the next. Not all are handed out at once, since how
+        # many there are is what a manifest says.
+        starts = iter(range(0, size, RANGE_BYTES))
 
-        def copy(start: int) -> None:
-            chunk = self._store.get_range(key, start, min(start + RANGE_BYTES, size))
-            _write_all(descriptor, chunk, start)
+        def copy() -> None:
+            for start in starts:
+                if failed.is_set() or self._is_stopped:
+                    raise _Stopped
+                try:
+                    chunk = self._store.get_range(key, start, min(start + RANGE_BYTES, size))
+                    _write_all(descriptor, chunk, start)
+                except BaseException:
+                    failed.set()
+                    raise
 
-        futures = [self._ranges.submit(copy, start) for start in range(0, size, RANGE_BYTES)]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            # A range that still runs would write to a descriptor that is closed by then.
-            for future in futures:
-                future.cancel()
-            for future in futures:
-                if not future.cancelled():
-                    future.exception()
+        # All have ended when this does: none may write to a descriptor that is closed by then.
+        copies = [self._ranges.submit(copy) for _ in range(RANGES_AT_ONCE)]
+        problems = [error for each in copies if (error := each.exception())]
+        if problems:
+            raise next((each for each in problems if not isinstance(each, _Stopped)), problems[0])
 
 
 def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
@@ -348,24 +398,3 @@ def _check(
                 f"blob {digest.short}… of {owner} hashes to {found.short}… "
                 f"({size:,} bytes, in {where}). Run: brainstore fsck --deep"
             )
-
-
-class _Budget:
-    """An amount of memory that threads borrow and give back."""
-
-    def __init__(self, total: int) -> None:
-        self._total = self._free = total
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def borrowed(self, amount: int) -> Iterator[None]:
-        amount = min(amount, self._total)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= amount)
-            self._free -= amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += amount
-                self._changed.notify_all()

@@ -24,6 +24,7 @@ from blake3 import blake3
 from brainstore import settings
 from brainstore.address import Digest, blob_key, parse_blob_key
 from brainstore.errors import BrainstoreError, Corrupt, ReadOnly, StoreUnavailable
+from brainstore.storage.disk import open_file
 
 Result = TypeVar("Result")
 
@@ -82,7 +83,8 @@ class Cache:
         hidden = path.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            descriptor = with_descriptors(lambda: os.open(hidden, flags, 0o600))
         except OSError as error:
             raise self._failed(error) from error
         try:
@@ -230,8 +232,8 @@ def _write_all(descriptor: int, body: bytes) -> None:
 
 
 def open_descriptor(path: Path) -> int:
-    """Return a descriptor of the file, open for reading. Raises OSError."""
-    return with_descriptors(lambda: os.open(path, os.O_RDONLY))
+    """Return a descriptor of an ordinary file, open for reading. Raises OSError."""
+    return with_descriptors(lambda: open_file(path))
 
 
 def with_descriptors(call: Callable[[], Result]) -> Result:
@@ -245,38 +247,42 @@ def with_descriptors(call: Callable[[], Result]) -> Result:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        if not _raise_limit():
-            raise StoreUnavailable(
-                f"{error.strerror}: each large array that is mapped from a zoo keeps one file "
-                "open. Let go of some, or allow more: ulimit -n"
-            ) from error
-    return with_descriptors(call)
+    # Also when another thread has done so meanwhile: then there are more now.
+    _raise_limit()
+    try:
+        return call()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise StoreUnavailable(
+            f"{error.strerror}: each large array that is mapped from a zoo keeps one file "
+            "open. Let go of some, or allow more: ulimit -n"
+        ) from error
 
 
-def _raise_limit() -> bool:
-    """Raise the soft limit of open files to the hard one; False if it is there already."""
+def _raise_limit() -> None:
+    """Raise the soft limit of open files to the hard one."""
     try:
         import resource
     except ImportError:  # Windows
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
 
 
 def digest_of(descriptor: int) -> Digest:
     """Return the digest of an open file."""
     hasher = blake3(max_threads=blake3.AUTO)
     if os.fstat(descriptor).st_size:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+        # A map has a descriptor of its own.
+        mapping = with_descriptors(lambda: mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        with mapping as mapped:
             hasher.update(mapped)
     return Digest("blake3:" + hasher.hexdigest())
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = with_descriptors(lambda: os.open(folder, os.O_RDONLY))
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -42,6 +41,7 @@ from brainstore.journal import save_fact
 from brainstore.records import GcState, Manifest, Target, Tombstone
 from brainstore.registry import Registry
 from brainstore.storage.base import ABSENT
+from brainstore.threads import Threads
 from brainstore.versions import Version
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Committer:
         self._blobs = blobs
         self._known: Known | None = None
         self._judged: set[str] = set()
-        self._pool = ThreadPoolExecutor(4, "brainstore-commit")
+        self._pool = Threads(4, "brainstore-commit")
 
     def commit(
         self, name: Name, bodies: Sequence[Blob], draft_of: Callable[[], Manifest]
@@ -120,12 +120,12 @@ class Committer:
         """
         write_id = new_ulid()
         put_intent(self._registry, write_id, targets, digests)
-        yield self._settled(digests, Known(GcState(generation=-1))).present
+        yield self._settled(digests, self._read_gc()).present
         self._later(remove_intent, self._registry, write_id)
 
     def close(self) -> None:
         """Wait for what runs in the background."""
-        self._pool.shutdown()
+        self._pool.close()
 
     def _first_read(self, name: Name) -> tuple[Known, int]:
         """Return what is known of the store, and the first number to try."""
@@ -155,31 +155,28 @@ class Committer:
         """Store intent and blobs, in parallel; return what is known once both are there."""
         digests = set(draft.blobs)
         target = Target(name=draft.name, version=first)
-        promised = self._pool.submit(
-            put_intent, self._registry, draft.write_id, [target], list(digests)
-        )
         try:
+            put_intent(self._registry, draft.write_id, [target], list(digests))
+            # Blobs may still be on their way: what is seen of them after this read counts
+            # as well as what was seen before it.
+            state = self._read_gc()
             upload.wait()
         except Exception:
             # Nothing was committed under it.
-            promised.exception()
             self._later(remove_intent, self._registry, draft.write_id)
             raise
-        promised.result()
-        settled = self._settled(digests, known)
-        if settled is not known:
-            upload.again(digests, settled.present)
-        return settled
-
-    def _settled(self, digests: set[Digest], known: Known) -> Known:
-        """Return `known` if no collection ran since, else what is known anew: nothing yet.
-
-        To be called after the intent is stored; waits for a collection that condemned
-        any of the digests.
-        """
-        state = self._read_gc()
         if state == known.gc and state.state == "idle":
             return known
+        settled = self._settled(digests, state)
+        upload.again(digests, settled.present)
+        return settled
+
+    def _settled(self, digests: set[Digest], state: GcState) -> Known:
+        """Return what is known of the store in this state of the collector: nothing yet.
+
+        `state` was read after the intent was stored. Waits for a collection that condemned
+        any of the digests.
+        """
         deadline, pause_s = time.monotonic() + COLLECTION_WAIT_S, 0.1
         while digests.intersection(state.condemned):
             if time.monotonic() > deadline:

@@ -15,7 +15,7 @@ import msgspec
 from brainstore import marker
 from brainstore.address import LATEST, Alias, Fact, Reference, manifest_key, new_ulid
 from brainstore.blobs import Blobs
-from brainstore.errors import Conflict, NotFound
+from brainstore.errors import BadReference, Conflict, NotFound
 from brainstore.index import Row
 from brainstore.records import FactBody, Manifest, Target, Tombstone, now
 from brainstore.registry import Registry, require_digest
@@ -66,16 +66,19 @@ def undelete(zoo: Zoo, reference: Reference) -> Version:
     the error.
 
     Raises:
+        BadReference: the reference has no number.
         NotFound: the version was never there, or its blobs have been collected since.
         Conflict: somebody changed it meanwhile.
     """
     marker.require(zoo.store)
     registry, number = zoo.registry, reference.version
-    stored = registry.versions.stored(reference.name, number) if number else None
-    if number is None or stored is None:
-        raise NotFound(
+    if number is None:
+        raise BadReference(
             f"'{reference}': say which version to bring back, such as {reference.name}:3"
         )
+    stored = registry.versions.stored(reference.name, number)
+    if stored is None:
+        raise NotFound(f"{reference.name}:{number} never was in {zoo.url}. See: brainstore log")
     if isinstance(stored.record, Manifest) or not stored.record.is_deleted:
         _finish_restoration(registry, stored)
         raise Conflict(f"{reference.name}:{number} is not deleted")
@@ -117,9 +120,11 @@ def _finish_restoration(registry: Registry, stored: Stored) -> None:
 
 
 def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None:
+    # Also when forced: what cannot be read is known before anything is done.
+    aliases = _aliases_naming(registry, version)
     if force:
         return
-    if aliases := _aliases_naming(registry, version):
+    if aliases:
         raise Conflict(
             f"{version} is named by {', '.join(aliases)}. Move or remove the alias first, or "
             "force the deletion"

@@ -13,10 +13,13 @@ from typing import Any
 from brainstore.address import LATEST, Alias, Name
 from brainstore.blobs import Blob, FileBlob
 from brainstore.errors import BadParams, BadReference, BrainstoreError, NotFound
+from brainstore.factory.proofs import compare, leaf_forms, subtree_leaves
+from brainstore.factory.reports import identified
 from brainstore.groups import PARAMS, Encoding
 from brainstore.meta import BrainMeta
 from brainstore.provenance import author, provenance
-from brainstore.records import Manifest, Pin, StoredFile, now
+from brainstore.quality import QualityReport
+from brainstore.records import Group, Manifest, Pin, StoredFile, now
 from brainstore.zoo import Zoo
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ class Draft:
         parents: Parents,
         frozen_experts: Mapping[str, str] | None,
         files: Files | None,
+        station: str | None = None,
+        report: object = None,
     ) -> None:
         """Check and flatten; nothing is written. Errors as for `BrainManager.save`."""
         self._name = name
@@ -48,14 +53,24 @@ class Draft:
         experts = _mapping("frozen_experts", frozen_experts)
         for path in experts:
             self._encoding.require_subtree(path)
-        self._experts = {path: _pin(zoo, ref, None) for path, ref in experts.items()}
+        found = {path: _expert(zoo, ref) for path, ref in experts.items()}
+        self._experts = {path: pin for path, (pin, _) in found.items()}
+        self._expert_manifests = {path: manifest for path, (_, manifest) in found.items()}
+        self._report = None if report is None else identified(QualityReport.of(report))
+        self._station = None if station is None else QualityReport(station).station
 
     @property
     def bodies(self) -> list[Blob]:
         return [*self._encoding.blobs, *self._files.values()]
 
     def manifest(self) -> Manifest:
-        """Return the manifest, without what only the commit can know."""
+        """Return the manifest, without what only the commit can know.
+
+        Warns:
+            UserWarning: a subtree is not the frozen expert that it is declared to be.
+        """
+        groups = self._encoding.groups()
+        self._warn_of_changed_experts(groups[PARAMS])
         stored = {
             name: StoredFile(blob=blob.digest, size_bytes=blob.size_bytes)
             for name, blob in self._files.items()
@@ -67,14 +82,29 @@ class Draft:
             created_at=now(),
             by=author(),
             meta=self._meta.record(),
-            groups=self._encoding.groups(),
+            groups=groups,
             parents=tuple(self._parents),
             frozen_experts=self._experts,
+            station=self._station,
+            report=self._report,
             files=stored,
             blobs={},
             provenance=provenance(),
             size_bytes=self._encoding.size_bytes + sum(each.size_bytes for each in stored.values()),
         )
+
+    def _warn_of_changed_experts(self, params: Group) -> None:
+        for path, expert in self._expert_manifests.items():
+            pin = self._experts[path]
+            leaves = leaf_forms(params, path)
+            differences = compare(leaves, expert, pin.subtree or "").differences()
+            if differences:
+                warnings.warn(
+                    f"frozen_experts: {path!r} is not {pin.name}:{pin.version} leaf by leaf: "
+                    f"{differences}. It is saved, and will not be proved",
+                    UserWarning,
+                    stacklevel=5,
+                )
 
 
 def movable(alias: object) -> Alias:
@@ -126,10 +156,12 @@ def _file_blob(name: str, source: str | os.PathLike[str] | bytes) -> FileBlob:
     parts = Path(name).parts if isinstance(name, str) else ()
     if not parts or parts[0] == "/" or ".." in parts or not name.isprintable():
         raise BadParams(f"files: {name!r} cannot be the name of a file; use such as 'notes.md'")
+    if not isinstance(source, bytes) and os.path.isdir(source):
+        raise BadParams(f"files: {name!r}: {source} is a folder; name a file")
     try:
         return FileBlob(source if isinstance(source, bytes) else Path(source))
-    except (OSError, TypeError) as error:
-        raise BadParams(f"files: {name!r} cannot be read: {error}") from error
+    except (BadParams, TypeError) as error:
+        raise BadParams(f"files: {name!r}: {error}") from error
 
 
 def _pins(zoo: Zoo, parents: Parents, source: str | None) -> list[Pin]:
@@ -143,6 +175,20 @@ def _pins(zoo: Zoo, parents: Parents, source: str | None) -> list[Pin]:
 def _pin(zoo: Zoo, ref: str, relation: str | None) -> Pin:
     version = zoo.resolve(ref)
     return Pin(name=version.name, version=version.version, digest=version.digest, relation=relation)
+
+
+def _expert(zoo: Zoo, ref: str) -> tuple[Pin, Manifest]:
+    """Return the pin of an expert, of which `#` may name a part, and its manifest."""
+    reference, _ = zoo.reference(ref)
+    version, manifest, _ = zoo.find(ref)
+    subtree_leaves(manifest, reference.subtree or "")  # which it must have
+    pin = Pin(
+        name=version.name,
+        version=version.version,
+        digest=version.digest,
+        subtree=reference.subtree,
+    )
+    return pin, manifest
 
 
 def _source_pin(zoo: Zoo, source: str) -> Pin | None:

@@ -16,6 +16,9 @@ BrainstoreError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class BrainstoreError(Exception):
     """The root of the tree."""
@@ -54,7 +57,15 @@ class BadReference(BrainstoreError, ValueError):
 
 
 class GateFailed(BrainstoreError):
-    """The zoo's policy for an alias is not met."""
+    """The zoo's policy for an alias is not met, or would be passed by.
+
+    `missing` lists what it asks for and does not find: each has `what`, `expected` and
+    `found`.
+    """
+
+    def __init__(self, message: str, missing: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class Unsupported(BrainstoreError):

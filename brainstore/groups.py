@@ -44,7 +44,7 @@ class Encoding:
         self._flats = {
             _group_name(name): pytree.flatten(tree, where=name) for name, tree in trees.items()
         }
-        if not self._flats[PARAMS].leaves:
+        if PARAMS in self._flats and not self._flats[PARAMS].leaves:
             raise BadParams("params: the tree has no leaf; there is nothing to save")
         self._packings = {
             name: packs.pack((leaf.path, leaf.tensor) for leaf in flat.leaves)

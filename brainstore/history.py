@@ -1,8 +1,8 @@
-"""Who saved, deleted, restored and moved what, told by the records themselves.
+"""Who saved, judged, deleted, restored and moved what, told by the records themselves.
 
 Manifests tell of saves, tombstones of the last deletion or restoration as well as of the
-save before it, pointers of their last 32 moves. Nothing is written for this, and the index
-is not needed for it.
+save before it, pointers of their last 32 moves, reports of themselves, the policy of its
+last 32 changes. Nothing is written for this, and the index is not needed for it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from brainstore import settings
 from brainstore.address import (
     LATEST,
     MODELS_PREFIX,
+    POLICY_KEY,
     Alias,
     Name,
     Reference,
     parse_manifest_key,
     parse_pointer_key,
+    parse_report_key,
+    report_key,
 )
-from brainstore.errors import BadReference, Corrupt, Unsupported
-from brainstore.records import Manifest, Move, Pointer, Tombstone
+from brainstore.errors import BadReference, Corrupt, StoreUnavailable, Unsupported
+from brainstore.quality import Gate, QualityReport
+from brainstore.records import Manifest, Move, Pointer, Policy, StoredReport, Tombstone, now
 from brainstore.registry import Registry
 from brainstore.storage.base import Stat
 
@@ -35,12 +40,14 @@ class Happening:
     Attributes:
         at: when, in UTC, as RFC 3339.
         by: who, as `user@host`; empty where no record tells.
-        what: "saved", "deleted", "restored", "moved 1 → 2" (an alias, or `latest` backwards),
-            "removed" (an alias), "closed" (a number, by a collection) or "unreadable" (a
-            damaged record, as old as its object).
-        ref: the version or alias that it was done to, such as ppo_swarm:3.
+        what: "saved", "reported s3 passed" (by a station, or "failed"), "deleted", "restored",
+            "moved 1 → 2" (an alias, or `latest` backwards), "promoted 1 → 2" (through a
+            gate), "removed" (an alias), "set policy 3", "closed" (a number, by a collection)
+            or "unreadable" (a damaged record, as old as its object).
+        ref: the version or alias that it was done to, such as ppo_swarm:3; or the policy.
         why: the reason that was given, or what is wrong with the record.
         from_version, to_version: of a move: from where to where; None is nowhere.
+        gate: of a move that a policy guards: by which policy and which reports.
     """
 
     at: str
@@ -50,9 +57,15 @@ class Happening:
     why: str = ""
     from_version: int | None = None
     to_version: int | None = None
+    gate: Gate | None = None
+
+    @property
+    def grounds(self) -> str:
+        """The reason that was given, and the gate."""
+        return "; ".join(str(each) for each in (self.why, self.gate) if each)
 
     def __str__(self) -> str:
-        why = f" ({self.why})" if self.why else ""
+        why = f" ({self.grounds})" if self.grounds else ""
         return f"{self.at}  {self.by or '?'}  {self.ref} {self.what}{why}"
 
 
@@ -72,6 +85,7 @@ def history(registry: Registry, name: Name | None) -> list[Happening]:
         registry.resolve(Reference(name, alias=Alias(LATEST)))
     with ThreadPoolExecutor(registry.store.parallelism) as pool:
         found = [happening for told in pool.map(lambda read: read(), reads) for happening in told]
+    found += [] if name else _of_policy(registry)
     # Keys come in the order of their names, and the sort keeps it among equal times; only a
     # version is saved before anything else can happen to it.
     return sorted(found, key=lambda each: (each.at, each.what != "saved"))
@@ -84,6 +98,7 @@ def _read(registry: Registry, name: Name | None, entry: Stat) -> Read | None:
     """Return how to read what the object tells, or None if it tells nothing of the model."""
     try:
         of_version, of_pointer = parse_manifest_key(entry.key), parse_pointer_key(entry.key)
+        of_report = parse_report_key(entry.key)
     except BadReference:
         return None  # somebody else's object; fsck names it
     if of_version and name in (None, of_version[0]):
@@ -92,6 +107,9 @@ def _read(registry: Registry, name: Name | None, entry: Stat) -> Read | None:
     if of_pointer and name in (None, of_pointer[0]):
         ref = f"{of_pointer[0]}:{of_pointer[1]}"
         return partial(_told, partial(_of_pointer, registry, *of_pointer), ref, entry)
+    if of_report and name in (None, of_report[0]):
+        ref = f"{of_report[0]}:{of_report[1]}"
+        return partial(_told, partial(_of_report, registry, *of_report), ref, entry)
     return None
 
 
@@ -109,7 +127,7 @@ def _of_version(registry: Registry, name: Name, number: int) -> list[Happening]:
         return []
     record, ref = stored.record, f"{name}:{number}"
     if isinstance(record, Manifest):
-        return [_saved(record)]
+        return _saved(record)
     if record.is_fence:
         return [Happening(record.at, record.by, "closed", ref, record.why)]
     return [*_told_inside(registry, record), _of_tombstone(record, ref)]
@@ -118,15 +136,47 @@ def _of_version(registry: Registry, name: Name, number: int) -> list[Happening]:
 def _told_inside(registry: Registry, record: Tombstone) -> list[Happening]:
     try:
         body = bytes(record.record)
-        return [_saved(registry.versions.decoded(body, record.name, record.version))]
+        return _saved(registry.versions.decoded(body, record.name, record.version))
     except (Corrupt, Unsupported) as error:
         ref = f"{record.name}:{record.version}"
         return [Happening(record.at, "", "unreadable", ref, str(error))]
 
 
-def _saved(manifest: Manifest) -> Happening:
+def _saved(manifest: Manifest) -> list[Happening]:
     ref = f"{manifest.name}:{manifest.version}"
-    return Happening(manifest.created_at, manifest.by, "saved", ref)
+    saved = Happening(manifest.created_at, manifest.by, "saved", ref)
+    if manifest.report is None:
+        return [saved]
+    return [saved, _reported(manifest.created_at, manifest.by, ref, manifest.report)]
+
+
+def _reported(at: str, by: str, ref: str, report: QualityReport) -> Happening:
+    checks = ", ".join(map(str, report.checks)) or "no checks"
+    return Happening(at, by, f"reported {report.station} {report.verdict}", ref, checks)
+
+
+def _of_report(registry: Registry, name: Name, number: int, ulid: str) -> list[Happening]:
+    found = registry.store.get(report_key(name, number, ulid))
+    if found is None:
+        return []
+    record = StoredReport.decode(found.body, report_key(name, number, ulid))
+    return [_reported(record.at, record.by, f"{name}:{number}", record.report)]
+
+
+def _of_policy(registry: Registry) -> list[Happening]:
+    try:
+        found = registry.store.get(POLICY_KEY)
+        policy = Policy.decode(found.body, POLICY_KEY) if found else None
+    except (Corrupt, Unsupported) as error:
+        return [Happening(now(), "", "unreadable", "policy", str(error))]
+    except StoreUnavailable:
+        if not settings.is_offline():
+            raise
+        return []  # the cache remembers what it read, but not that there was nothing
+    return [
+        Happening(each.at, each.by, f"set policy {each.generation}", "policy", each.why)
+        for each in (policy.changes if policy else ())
+    ]
 
 
 def _of_tombstone(record: Tombstone, ref: str) -> Happening:
@@ -147,13 +197,15 @@ def _tells(alias: Alias, move: Move) -> bool:
 
 
 def _moved(pointer: Pointer, move: Move) -> Happening:
-    to = move.to_version
+    to, gate = move.to_version, move.gate
+    verb = "promoted" if gate and not gate.is_forced else "moved"
     return Happening(
         at=move.at,
         by=move.by,
-        what="removed" if to is None else f"moved {move.from_version or 'nothing'} → {to}",
+        what="removed" if to is None else f"{verb} {move.from_version or 'nothing'} → {to}",
         ref=f"{pointer.name}:{pointer.ref}",
         why=move.why,
         from_version=move.from_version,
         to_version=to,
+        gate=gate,
     )

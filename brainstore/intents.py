@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from brainstore.address import INTENTS_PREFIX, Digest, intent_key
+from brainstore.address import INTENTS_PREFIX, Digest, intent_key, parse_intent_key
 from brainstore.errors import Corrupt
 from brainstore.journal import save_fact
 from brainstore.records import Intent, Target, now
@@ -59,6 +59,8 @@ def finish_abandoned(
     for entry in registry.store.list(INTENTS_PREFIX):
         if time.time() - entry.modified_at < older_than_s or entry.key in judged:
             continue
+        if parse_intent_key(entry.key) is None:
+            continue  # somebody else's object; fsck names it
         judged.add(entry.key)
         try:
             _finish(registry, entry.key, finished)
@@ -73,6 +75,8 @@ def _finish(registry: Registry, key: str, finished: list[str]) -> None:
     if stored is None:
         return
     intent = Intent.decode(stored.body, key)
+    if intent.write_id != parse_intent_key(key):
+        raise Corrupt(f"{key} holds the intent {intent.write_id!r:.40}. Run: brainstore fsck")
     if any(_publish(registry, intent, target, finished) for target in intent.targets):
         remove_intent(registry, intent.write_id)
 

@@ -35,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 FOLD_ATTEMPTS = 16
 LARGE_SHARE = 100
-"""A fold waits until the journal holds 1/LARGE_SHARE of the rows."""
+"""A fold waits until the journal holds 1/LARGE_SHARE of the snapshot."""
+
+ROW_BYTES = 512
+"""About what a row takes in the snapshot."""
 
 
 def save_fact(manifest: Manifest, digest: Digest) -> tuple[Fact, FactBody]:
@@ -90,13 +93,14 @@ class Journal:
     def fold(self, at_least: int = 1) -> int:
         """Move the facts into the snapshot; return how many were moved.
 
-        Does nothing while there are fewer than `at_least`, or fewer than a hundredth of
-        the rows. Safe to run anywhere, at any time, by many at once: a loser of the
-        swap starts again, and leaves it to the others after a few rounds.
+        Does nothing, and does not read the snapshot, while there are fewer than
+        `at_least`, or than make 1% of it. Safe to run anywhere, at any time, by many at
+        once: a loser of the swap starts again, and leaves it to the others after a few
+        rounds.
         """
         for attempt in range(FOLD_ATTEMPTS):
             facts = self._facts()
-            if len(facts) < at_least:
+            if len(facts) < at_least or not self._is_worth_it(facts):
                 return 0
             try:
                 return self._fold(facts)
@@ -105,10 +109,13 @@ class Journal:
         _log.info("%s: others keep folding the journal; left to them", self._store.url)
         return 0
 
+    def _is_worth_it(self, facts: list[Fact]) -> bool:
+        # By size: to read it in order to count its rows would cost what is to be saved.
+        found = self._store.stat(SNAPSHOT_KEY)
+        return found is None or LARGE_SHARE * ROW_BYTES * len(facts) >= found.size_bytes
+
     def _fold(self, facts: list[Fact]) -> int:
         snapshot, token = self._snapshot()
-        if len(facts) < len(snapshot.models) / LARGE_SHARE:
-            return 0
         index = Index.of(snapshot)
         bodies = self._bodies([fact for fact in facts if index.needs_row(fact)])
         if bodies is None:
@@ -130,7 +137,12 @@ class Journal:
                 f"{self._store.url}: {SNAPSHOT_KEY}, the index of the zoo, is missing. The models "
                 "are not affected. Rebuild it: brainstore fsck --repair"
             )
-        return Snapshot.decode(found.body, f"{self._store.url}/{SNAPSHOT_KEY}"), found.token
+        try:
+            snapshot = Snapshot.decode(found.body, f"{self._store.url}/{SNAPSHOT_KEY}")
+        except Corrupt:
+            marker.refuse_original(found.body, self._store.url)
+            raise
+        return snapshot, found.token
 
     def _bodies(self, facts: Sequence[Fact]) -> dict[Fact, Row] | None:
         """Return the rows of these facts, or None when one of them has vanished."""

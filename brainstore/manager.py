@@ -9,20 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brainstore import deletion, marker
-from brainstore.address import LATEST, Alias, Name, Reference, full_name, parse_reference
+from brainstore.address import (
+    LATEST,
+    Alias,
+    Name,
+    Reference,
+    full_name,
+    parse_reference,
+    parse_version,
+)
 from brainstore.cache import Cache
 from brainstore.errors import BadParams, NotFound
 from brainstore.meta import BrainMeta
-from brainstore.records import Manifest, Marker
+from brainstore.records import Manifest, Marker, Policy
 from brainstore.table import Row, best_row, html, matching, rows_of
 from brainstore.versions import Version
-from brainstore.zoo import Where, Zoo
+from brainstore.zoo import Where, Zoo, require_whole
 
 if TYPE_CHECKING:
+    from brainstore.architecture import Apply
     from brainstore.diff import Diff
     from brainstore.drafts import Files, Parents
+    from brainstore.factory.lineage import Lineage
+    from brainstore.factory.policy import Rules
+    from brainstore.factory.proofs import Proof
+    from brainstore.golden import Golden
     from brainstore.history import Happening
+    from brainstore.quality import QualityReport
     from brainstore.sync import SyncReport
+    from brainstore.verification import Verification
 
 ALL = "all"
 
@@ -83,6 +98,11 @@ class BrainManager:
         frozen_experts: Mapping[str, str] | None = None,
         aliases: str | Iterable[str] = (),
         files: Files | None = None,
+        station: str | None = None,
+        report: QualityReport | Mapping[str, Any] | None = None,
+        apply_fn: Apply | None = None,
+        example_obs: Any = None,
+        golden: Golden | bool | None = None,
         **meta_fields: Any,
     ) -> str:
         """Commit the next version of `name` and return its full name, such as ppo_swarm_v3.
@@ -100,25 +120,48 @@ class BrainManager:
             parents: what this was made from: references, or {reference: relation} with
                 a relation such as "fine_tuned", "distilled", "fused". A
                 `meta.source_checkpoint` that is a reference counts as one.
-            frozen_experts: {subtree of params: reference} that this version contains.
-            aliases: pointers, such as "prod", to move to the new version.
+            frozen_experts: {subtree of params: reference} that this version contains; a
+                reference with # means a part of the expert. `prove` tells whether it does.
+            aliases: pointers, such as "prod", to move to the new version; none that the
+                zoo's policy guards.
             files: small files to keep with it, by name: a path, or the bytes.
+            station: which station of the factory made it.
+            report: what a station found out about it, committed with it.
+            apply_fn: the network as `apply_fn(params, obs)`, with params as `load` gives
+                them: a program of it is kept, which runs without its code, on CPU, CUDA
+                and TPU. See `attach_export` for one made later.
+            example_obs: observations [B, …], or one [obs_dim], for the program's shapes;
+                a tuple of arrays goes to `apply_fn` by position, a dict by keyword.
+            golden: what the network must do for some inputs, for `verify`. By default
+                what `apply_fn` does for `example_obs`; False: nothing.
             meta_fields: fields of BrainMeta, over those of `meta`.
 
         Raises:
-            BadParams: params, groups, meta or files cannot be stored; says which and why.
+            BadParams: params, groups, meta or files cannot be stored, or `apply_fn` cannot
+                be exported; says which and why.
             BadReference: the name, an alias or a reference does not parse.
             NotFound: a parent or expert does not exist.
+            GateFailed: an alias is guarded; nothing was saved.
             Conflict: others kept winning the next number; nothing was committed.
             ReadOnly, StoreUnavailable, Unsupported: the store would not have it.
+
+        Warns:
+            UserWarning: a subtree differs from its frozen expert; the leaves are named.
         """
+        from brainstore.behaviour import with_behaviour
         from brainstore.commit import after_commit
         from brainstore.drafts import Draft, movable, named_meta, texts, trees_of
+        from brainstore.factory.gates import refuse_guarded
 
         model, pointers = Name(name), [movable(alias) for alias in texts("aliases", aliases)]
         record = named_meta(BrainMeta.of(meta), model, meta_fields)
-        trees = trees_of(params, groups)
-        draft = Draft(self.zoo, model, record, trees, parents, frozen_experts, files)
+        trees, files = with_behaviour(
+            trees_of(params, groups), files, record.input_dim, apply_fn, example_obs, golden
+        )
+        refuse_guarded(self.zoo, model, pointers)
+        draft = Draft(
+            self.zoo, model, record, trees, parents, frozen_experts, files, station, report
+        )
         version, _ = self.zoo.committer.commit(model, draft.bodies, draft.manifest)
         if isinstance(meta, BrainMeta):
             meta.name, meta.version = str(version.name), version.version
@@ -192,17 +235,36 @@ class BrainManager:
         """
         from flax import nnx
 
+        if not isinstance(module, nnx.Module):
+            raise BadParams(f"module: expected an nnx Module, found {type(module).__name__}")
         state, meta = self.load(ref, version, target=nnx.state(module))
         nnx.update(module, state)
         return meta
 
+    def load_stacked(self, refs: Sequence[str], *, group: str = "params") -> Any:
+        """Return the params of several versions as one tree, each leaf led by their axis [N].
+
+        For a league under `jax.vmap`. They are compared before anything is read.
+
+        Args:
+            refs: the versions, in the order of the axis.
+            group: another group to stack instead, such as obs_norm.
+
+        Raises:
+            BadParams: structures, shapes or dtypes differ; all that differs is listed.
+        """
+        from brainstore.league import stacked
+
+        return stacked(self.zoo, refs, group)
+
     def abstract(self, ref: str, version: int | str | None = None) -> Any:
         """Return the params' tree with a jax.ShapeDtypeStruct for each array; none is read."""
         from brainstore import pytree
-        from brainstore.groups import PARAMS
+        from brainstore.groups import PARAMS, Reader
 
         reference, owner = self.zoo.reference(ref, version)
-        group = owner.registry.find(reference, from_cache=True)[1].groups[PARAMS]
+        found, manifest = owner.registry.find(reference, from_cache=True)
+        group = Reader(manifest, owner.blobs, str(found), verify=False).group(PARAMS)
         structure, chosen = pytree.subtree(group.structure, reference.subtree or "")
         return pytree.abstract(structure, group.leaves[chosen])
 
@@ -226,6 +288,63 @@ class BrainManager:
             raise NotFound(f"{found} has no file {name!r}; it has {sorted(manifest.files)}")
         wanted = {stored.blob: stored.size_bytes}
         return bytes(owner.blobs.open(wanted, owner=str(found), hashed=wanted)[stored.blob])
+
+    def attach_export(
+        self,
+        ref: str,
+        apply_fn: Apply,
+        example_obs: Any,
+        *,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        golden: Golden | bool | None = None,
+        aliases: str | Iterable[str] = (),
+    ) -> str:
+        """Commit the version with a program as the next one of its model; return its full name.
+
+        It has the same params, groups and metadata, of which nothing is stored again, and
+        `ref` as its parent, by the relation "exported". A program that was there is
+        replaced, which renews one that JAX will not read any more.
+
+        Args:
+            ref: the version whose params `apply_fn` takes.
+            apply_fn, example_obs: as for `save`; of BrainInference, `apply` will do.
+            platforms: where the program is to run: some of cpu, cuda, rocm, tpu.
+            golden: as for `save`; by default what was saved stays, and must be shown.
+            aliases: pointers to move to the new version.
+
+        Raises:
+            BadParams: `apply_fn` cannot be exported, or does not show the golden
+                behaviour; nothing was saved.
+            GateFailed: an alias is guarded; nothing was saved.
+        """
+        from brainstore.behaviour import attached
+        from brainstore.commit import after_commit
+        from brainstore.drafts import movable, texts
+        from brainstore.factory.gates import refuse_guarded
+
+        pointers = [movable(alias) for alias in texts("aliases", aliases)]
+        refuse_guarded(self.zoo, self.zoo.own_reference(ref).name, pointers)
+        version = attached(self.zoo, ref, apply_fn, example_obs, platforms=platforms, golden=golden)
+        with after_commit(version):
+            for alias in pointers:
+                self._move(alias, version, why="set by the export")
+        return version.full_name
+
+    def verify(
+        self, ref: str, network_class: Callable[..., Any] | None = None, **network_kwargs: Any
+    ) -> Verification:
+        """Replay a version's golden behaviour, prove its frozen experts; return what was found.
+
+        With the network's class, built as `BrainInference` does, or without one with the
+        program that was saved.
+
+        Raises:
+            NotFound: there is nothing to verify.
+            BadParams: there is nothing to replay it with, or the class does not fit.
+        """
+        from brainstore.verification import verify
+
+        return verify(self.zoo, ref, network_class, network_kwargs)
 
     # Looking
 
@@ -251,7 +370,7 @@ class BrainManager:
             where: only rows with these values, such as {"brain_type": "ppo",
                 "metrics.return": 7.2}, or only those for which a function is true.
         """
-        return matching(rows_of(self.zoo.index(), Name(name) if name else None), where)
+        return matching(rows_of(self.zoo.index(), None if name is None else Name(name)), where)
 
     def best(self, name: str, metric: str, mode: str = "max") -> Row | None:
         """Return the row of the version with the highest ("min": lowest) value of a metric.
@@ -269,7 +388,7 @@ class BrainManager:
         """Return who saved, deleted, restored and moved what, oldest first."""
         from brainstore.history import history
 
-        return history(self.zoo.registry, Name(name) if name else None)
+        return history(self.zoo.registry, None if name is None else Name(name))
 
     def diff(self, old: str, new: str) -> Diff:
         """Return what differs between two versions: metadata first, then leaf by leaf."""
@@ -279,18 +398,32 @@ class BrainManager:
 
     # Changing
 
-    def alias(self, ref: str, alias: str, expected: int | None = None, *, why: str = "") -> Version:
+    def alias(
+        self,
+        ref: str,
+        alias: str,
+        expected: int | None = None,
+        *,
+        why: str = "",
+        force: bool = False,
+    ) -> Version:
         """Make the alias name the version that `ref` names, atomically; return the version.
 
         Raises:
             Conflict: `expected` is given, and the alias names another version by now
                 (0: names any).
+            GateFailed: the zoo's policy guards the alias (unless `force`, which the move
+                records), and the version was not promoted to it before.
         """
         from brainstore.drafts import movable
+        from brainstore.factory.gates import hand_gate
 
         pointer = movable(alias)
+        if expected is not None and (isinstance(expected, str) or expected != 0):
+            expected = parse_version(expected)
         version = self.zoo.registry.resolve(self.zoo.own_reference(ref))
-        self._move(pointer, version, expected=expected, why=why)
+        gate = hand_gate(self.zoo, version, pointer, force=force)
+        self._move(pointer, version, expected=expected, why=why, gate=gate)
         return version
 
     def unalias(self, name: str, alias: str) -> None:
@@ -311,10 +444,16 @@ class BrainManager:
         pointers.move_alias(model, pointer, None)
         self.zoo.committer.tidy()
 
-    def rollback(self, name: str, alias: str) -> Version:
-        """Move an alias back to where it pointed before; return that version."""
+    def rollback(self, name: str, alias: str, *, force: bool = False) -> Version:
+        """Move an alias back to where it pointed before; return that version.
+
+        Raises:
+            GateFailed: as for `alias`.
+        """
         current = self.resolve(f"{name}:{alias}")
-        return self.alias(f"{name}:{alias}~1", alias, current.version, why="rolled back")
+        return self.alias(
+            f"{name}:{alias}~1", alias, current.version, why="rolled back", force=force
+        )
 
     def delete(self, ref: str, *, why: str = "", force: bool = False) -> Version:
         """Delete a version; `undelete` brings it back until its blobs are collected.
@@ -341,6 +480,119 @@ class BrainManager:
     def _move(self, alias: Alias, to: Version, **options: Any) -> None:
         self.zoo.registry.pointers.move_alias(to.name, alias, to, **options)
         self.zoo.committer.tidy()
+
+    # The factory
+
+    def add_report(self, ref: str, report: QualityReport | Mapping[str, Any]) -> QualityReport:
+        """File what a station found out about a version; return the report as it is filed.
+
+        Atomic and durable once it returns. It says something of this content alone: it
+        pins the manifest's digest. Reports are never changed; a newer one of the same
+        station takes precedence.
+
+        Raises:
+            BadParams: the report is none; nothing was stored.
+            NotFound: there is no such version; nothing was stored.
+        """
+        from brainstore.factory.reports import add_report
+        from brainstore.quality import QualityReport
+
+        return add_report(self.zoo, self.zoo.own_reference(ref), QualityReport.of(report))
+
+    def reports(self, ref: str, version: int | str | None = None) -> list[QualityReport]:
+        """Return all reports on a version in the order of filing: first the save's own.
+
+        Raises:
+            Corrupt: one of them is damaged, or is about other content; none is passed over.
+        """
+        from brainstore.factory.reports import reports_on
+
+        found, manifest, owner = self.zoo.find(ref, version)
+        return reports_on(owner, found, manifest)
+
+    def promote(
+        self,
+        ref: str,
+        alias: str,
+        *,
+        expected: int | None = None,
+        why: str = "",
+        dry_run: bool = False,
+    ) -> Version:
+        """Make the alias name the version if the zoo's policy lets it; return the version.
+
+        Atomic. The move records which policy and which reports it was judged by. What the
+        policy or a report changes while it is under way counts: the alias steps back then.
+
+        Args:
+            expected: promote only if the alias names this version now (0: names none).
+            why: a reason, for the log.
+            dry_run: only judge; nothing is moved.
+
+        Raises:
+            GateFailed: the policy is not met, or none guards the alias; `missing` and the
+                message list what it asks for, with what was found.
+            Conflict: somebody moved the alias meanwhile, or it does not name `expected`.
+            Corrupt: a report or the policy cannot be read, so that nothing can be judged.
+        """
+        from brainstore.drafts import movable
+        from brainstore.factory.gates import promote
+
+        reference, pointer = self.zoo.own_reference(ref), movable(alias)
+        options: dict[str, Any] = {"expected": expected, "why": why, "dry_run": dry_run}
+        version = promote(self.zoo, reference, pointer, **options)
+        if not dry_run:
+            self.zoo.committer.tidy()
+        return version
+
+    def policy(self) -> Policy | None:
+        """Return the zoo's policy, or None if it never had one."""
+        from brainstore.factory.policy import in_force
+
+        found = in_force(self.zoo)
+        return found.policy if found else None
+
+    def set_policy(self, rules: Rules, *, expected: int | None = None, why: str = "") -> Policy:
+        """Make these the rules that guard aliases, in place of all others; return the policy.
+
+        Atomic. Where aliases are now is not looked at.
+
+        Args:
+            rules: of `brainstore.Rule`, or dicts of its fields; none removes all guards.
+            expected: only if the policy has this generation (0: there is none).
+            why: a reason, for the log.
+
+        Raises:
+            BadParams, BadReference: a rule is none; nothing was changed.
+            Conflict: the policy has another generation.
+        """
+        from brainstore.factory.policy import rules_of, set_policy
+
+        return set_policy(self.zoo, rules_of(rules), expected=expected, why=why)
+
+    def lineage(self, ref: str, *, most: int | None = None) -> Lineage:
+        """Return what a version was made from and what was made from it.
+
+        Its `text()`, `to_dict()` and `dot()` show it. At most `most` versions, by default
+        1,000, are looked at, the nearest first.
+        """
+        from brainstore.factory.lineage import MOST_VERSIONS, lineage
+
+        version, _, owner = self.zoo.find(ref)
+        return lineage(owner, version, most=MOST_VERSIONS if most is None else most)
+
+    def prove(self, ref: str) -> list[Proof]:
+        """Return for each frozen expert of a version whether it is one, leaf by leaf.
+
+        Reads the leaves that are the same, and only those.
+
+        Raises:
+            Corrupt: a leaf is not what its digest says.
+        """
+        from brainstore.factory.proofs import prove
+
+        version, _, owner = self.zoo.find(ref)
+        return prove(owner, version)
 
     # Between zoos
 
@@ -371,6 +623,7 @@ class BrainManager:
         """Write one version into `folder` as the original laid it out; return its folder."""
         from brainstore.classic import export
 
+        require_whole(parse_reference(ref))
         version, _, owner = self.zoo.find(ref)
         return export(owner, [version], Path(folder))[0]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from brainstore.address import GC_STATE_KEY, MARKER_KEY, SNAPSHOT_KEY, new_ulid
-from brainstore.errors import AlreadyExists, NoZoo
+from brainstore.errors import AlreadyExists, NoZoo, Unsupported
 from brainstore.records import GcState, Marker, Snapshot, now
 from brainstore.storage.base import ABSENT, Store
 from brainstore.storage.probe import probe
@@ -23,11 +25,14 @@ def create(store: Store) -> Marker:
     may be declared to write it.
 
     Raises:
-        Unsupported: the store ignores conditional writes, or the zoo is of a newer format.
+        Unsupported: the store ignores conditional writes, the zoo is of a newer format, or
+            the original brain manager's tree lies there.
     """
     generation = int(time.time())
     if store.get(MARKER_KEY) is None:
         generation = 0
+        if found := store.get(SNAPSHOT_KEY):
+            refuse_original(found.body, store.url)
         evidence = probe(store)
         _create(store, SNAPSHOT_KEY, Snapshot(folded_at=now()).encode_readable())
         marker = Marker(zoo_id=new_ulid(), created_at=now(), store=evidence)
@@ -44,6 +49,23 @@ def _create(store: Store, key: str, body: bytes) -> None:
     except AlreadyExists:
         # Somebody else creates the same zoo; theirs is as good.
         return
+
+
+def refuse_original(body: bytes, url: str) -> None:
+    """Raise Unsupported if `body` is the `registry.json` of the original brain manager.
+
+    It is under the same name as the snapshot, and must neither be taken for a damaged one
+    nor be replaced by a rebuilt one.
+    """
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return
+    if isinstance(found, dict) and "models" in found and "format" not in found:
+        raise Unsupported(
+            f"{url} holds models of the original brain manager, and is no zoo; nothing was "
+            f"changed there. Import them into one: brainstore --zoo NEW_ZOO import {url}"
+        )
 
 
 def require(store: Store) -> Marker:

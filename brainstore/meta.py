@@ -10,8 +10,9 @@ from enum import Enum
 from os import PathLike, fspath
 from typing import Any, Final
 
+from brainstore import notebook
 from brainstore.address import full_name, parse_version
-from brainstore.errors import BadParams
+from brainstore.errors import BadParams, Corrupt
 from brainstore.records import Manifest, now
 
 
@@ -57,6 +58,10 @@ class BrainMeta:
         marked: dict[str, Any] = _marked(kept)
         return marked
 
+    def _repr_html_(self) -> str:
+        rows = [(key, value) for key, value in asdict(self).items() if value not in ("", None)]
+        return notebook.table(self.full_name, (), rows)
+
     @classmethod
     def of(cls, meta: object) -> BrainMeta:
         """Return `meta` itself, or a BrainMeta from a mapping or from None."""
@@ -78,10 +83,20 @@ class BrainMeta:
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> BrainMeta:
-        """Return the metadata of a version; fields that are not known here are passed over."""
+        """Return the metadata of a version; fields that are not known here are passed over.
+
+        Raises:
+            Corrupt: a field has a value that no save writes.
+        """
         known = {each.name for each in fields(cls)}
         found = {key: unmarked(value) for key, value in manifest.meta.items() if key in known}
-        return cls(**{**found, "name": str(manifest.name), "version": manifest.version})
+        try:
+            return cls(**{**found, "name": str(manifest.name), "version": manifest.version})
+        except BadParams as error:
+            shown = f"{manifest.name}:{manifest.version}"
+            raise Corrupt(
+                f"the manifest of {shown} is damaged: {error}. Run: brainstore fsck {manifest.name}"
+            ) from error
 
 
 _IN_MANIFEST = ("name", "version")
@@ -91,6 +106,16 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "output_dim": (int,), "hidden_dim": (int,), "training_steps": (int,), "metrics": (dict,),
     "config": (dict,), "tags": (list,), "network_kwargs": (dict,),
 }  # fmt: skip
+
+
+def may_be(name: str, value: Any) -> bool:
+    """False when a field of BrainMeta cannot have this value."""
+    try:
+        if name in _FIELD_TYPES:
+            _checked(name, value)
+    except BadParams:
+        return False
+    return True
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -116,33 +141,44 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
+_MAX_DEPTH = 64
 _JSON_TYPES: Final = frozenset([bool, int, float])
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """Return `value` in JSON's own types, with NaN and infinities still floats.
 
     Raises:
-        BadParams: something in it has no JSON form; `where` and the keys name it.
+        BadParams: something in it has no JSON form, or it is nested deeper than 64 levels;
+            `where` and the keys name it.
     """
+    # What is nested too deep for JSON would make the index of the zoo unreadable.
+    if depth > _MAX_DEPTH:
+        raise BadParams(
+            f"{where[:60]}…: nested deeper than {_MAX_DEPTH} levels; or does it contain itself?"
+        )
     if isinstance(value, str):
         return _plain_text(value, where)
     if value is None or type(value) in _JSON_TYPES:
         return value
     if isinstance(value, Mapping):
-        return {
-            _plain_key(key, where): plain(each, f"{where}[{key!r}]") for key, each in value.items()
+        found = {
+            _plain_key(key, where): plain(each, f"{where}[{key!r}]", depth + 1)
+            for key, each in value.items()
         }
+        if _is_mark(found):
+            raise BadParams(f"{where}: {found} stands for a number in records; choose another key")
+        return found
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
     if isinstance(value, list | tuple):
-        return [plain(each, f"{where}[{index}]") for index, each in enumerate(value)]
-    return _plain_scalar(value, where)
+        return [plain(each, f"{where}[{index}]", depth + 1) for index, each in enumerate(value)]
+    return _plain_scalar(value, where, depth)
 
 
-def _plain_scalar(value: Any, where: str) -> Any:
+def _plain_scalar(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, Enum):
-        return plain(value.value, where)
+        return plain(value.value, where, depth)
     for base in (int, float):
         if isinstance(value, base):
             return base(value)
@@ -153,10 +189,10 @@ def _plain_scalar(value: Any, where: str) -> Any:
     if isinstance(value, PathLike):
         return _plain_text(str(fspath(value)), where)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value), where)
+        return plain(asdict(value), where, depth)
     shape = getattr(value, "shape", None)
     if shape == () and hasattr(value, "item"):
-        return plain(value.item(), where)
+        return plain(value.item(), where, depth)
     found = f"an array of shape {shape}" if shape is not None else type(value).__name__
     raise BadParams(
         f"{where}: expected numbers, text, lists or dicts, found {found}; "
@@ -190,7 +226,11 @@ def _marked(value: Any) -> Any:
 def unmarked(value: Any) -> Any:
     """Return `value` with marked floats as the NaN or infinity that they were."""
     if isinstance(value, dict):
-        if set(value) == {"$float"} and value["$float"] in ("nan", "inf", "-inf"):
+        if _is_mark(value):
             return float(value["$float"])
         return {key: unmarked(each) for key, each in value.items()}
     return [unmarked(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_mark(value: dict[str, Any]) -> bool:
+    return value.keys() == {"$float"} and value["$float"] in ("nan", "inf", "-inf")

@@ -15,6 +15,7 @@ from brainstore.address import (
 )
 from brainstore.errors import AlreadyExists, BadReference, Conflict, Corrupt, NotFound
 from brainstore.journal import Journal
+from brainstore.quality import Gate
 from brainstore.records import FactBody, Pointer, now
 from brainstore.storage.base import ABSENT, Store, Token
 from brainstore.versions import Version, Versions
@@ -151,20 +152,25 @@ class Pointers:
         to: Version | None,
         *,
         expected: int | None = None,
+        generation: int | None = None,
         why: str = "",
+        gate: Gate | None = None,
     ) -> Pointer:
         """Make the alias name `to`, or nothing; return the pointer as it is then.
 
         Atomic: with `expected` (0 for an alias that is not set), only if it names that
-        version now. The move is recorded in the pointer and in the journal.
+        version now; with `generation`, only if it has not moved since it had that one.
+        The move is recorded, with its gate, in the pointer and in the journal.
 
         Raises:
-            Conflict: the alias does not name `expected`.
+            Conflict: the alias does not name `expected`, or has moved since `generation`.
             NotFound: the version was deleted meanwhile; the alias is back where it was.
         """
         if alias == LATEST:
             raise BadReference("alias 'latest' is reserved: it always is the highest live version")
-        before, after = self._swap_alias(name, alias, to, expected, why)
+        before, after = self._swap_alias(
+            name, alias, to, expected=expected, generation=generation, why=why, gate=gate
+        )
         # Also when it names that already: who moved it may have died before this line.
         if after.generation:
             self._record_move(after)
@@ -172,12 +178,28 @@ class Pointers:
             return after
         # A deleter reads the pointers after its tombstone; one of us sees the other.
         if to is not None and not self._versions.is_live(to):
-            back = self._before_move(after)
-            self._record_move(
-                self._swap_alias(name, alias, back, to.version, f"{to} is deleted")[1]
-            )
+            self.step_back(after, to, f"{to} is deleted")
             raise NotFound(f"{to} was deleted while {alias} moved to it; {alias} is back")
         return after
+
+    def step_back(self, moved: Pointer, to: Version, why: str) -> None:
+        """Undo the move to `to` that made the pointer `moved`.
+
+        Raises:
+            Conflict: the alias has moved on since; it is left where it is.
+        """
+        back, undone = self._before_move(moved), moved.moves[-1].write_id
+        _, after = self._swap_alias(
+            moved.name,
+            moved.ref,
+            back,
+            expected=to.version,
+            generation=moved.generation,
+            why=why,
+            gate=moved.passed(back.version, back.digest, but=undone) if back else None,
+            undoes=undone,
+        )
+        self._record_move(after)
 
     def _before_move(self, pointer: Pointer) -> Version | None:
         """Return where the pointer was before its last move, if that is live still."""
@@ -191,7 +213,16 @@ class Pointers:
             self._record_move(found[0])
 
     def _swap_alias(
-        self, name: Name, alias: Alias, to: Version | None, expected: int | None, why: str
+        self,
+        name: Name,
+        alias: Alias,
+        to: Version | None,
+        *,
+        expected: int | None,
+        generation: int | None,
+        why: str,
+        gate: Gate | None,
+        undoes: str | None = None,
     ) -> tuple[Pointer | None, Pointer]:
         write_id = new_ulid()
         for _ in range(SWAP_ATTEMPTS):
@@ -204,10 +235,25 @@ class Pointers:
                     f"{name}:{alias} names {_version_text(before.version)}, expected "
                     f"{_version_text(expected or None)}. Look again: brainstore show {name}"
                 )
+            if generation is not None and before.generation != generation:
+                raise Conflict(
+                    f"{name}:{alias} was moved by somebody else meanwhile, and names "
+                    f"{_version_text(before.version)}. Look again: brainstore log {name}"
+                )
             number, digest = (to.version, to.digest) if to else (None, None)
-            if (before.version, before.digest) == (number, digest):
+            is_there = (before.version, before.digest) == (number, digest)
+            if is_there and undoes is None and not _is_news(before, gate):
                 return before, before
-            moved = before.moved(number, digest, newest=0, by=self._by, why=why, write_id=write_id)
+            moved = before.moved(
+                number,
+                digest,
+                newest=0,
+                by=self._by,
+                why=why,
+                write_id=write_id,
+                gate=gate,
+                undoes=undoes,
+            )
             try:
                 expect = found[1] if found else ABSENT
                 self._store.put(pointer_key(name, alias), moved.encode_readable(), expect=expect)
@@ -221,6 +267,12 @@ class Pointers:
             new_ulid(), "move", pointer.name, pointer.version or 0, pointer.generation, pointer.ref
         )
         self._journal.record(fact, FactBody(at=now(), by=self._by))
+
+
+def _is_news(pointer: Pointer, gate: Gate | None) -> bool:
+    """True when the pointer names its version without a gate, and now there is one."""
+    last = pointer.moves[-1].gate if pointer.moves else None
+    return gate is not None and not gate.is_forced and (last is None or last.is_forced)
 
 
 def current(pointer: Pointer) -> Version:

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 
-from brainstore.address import Alias, Digest, Name
+from brainstore.address import MAX_VERSION, Alias, Digest, Name
 from brainstore.errors import Corrupt, Unsupported
+from brainstore.quality import Gate, QualityReport, Rule, number_as_json
 
 FORMAT = 1
 KEPT_MOVES = 32
+KEPT_CHANGES = 32
 MAX_BLOB_BYTES = 2**44
 
 
@@ -75,14 +77,21 @@ class _Format(msgspec.Struct):
 
 
 def _from_text(kind: type, text: Any) -> Any:
-    # Digest, Name and Alias are the only classes here that msgspec does not know.
+    # Digest, Name, Alias and Number are the only classes here that msgspec does not know.
     return kind(text)
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=str, order="deterministic")
+def _to_text(value: Any) -> Any:
+    return number_as_json(value) if isinstance(value, float) else str(value)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_to_text, order="deterministic")
 
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB_BYTES)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+# A save tries the number after the newest, which must be one still.
+Newest = Annotated[int, msgspec.Meta(ge=0, lt=MAX_VERSION)]
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,12 +133,16 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Another version, by name, number and digest; the digest decides."""
+    """Another version, by name, number and digest; the digest decides.
+
+    `subtree` is set for an expert of which only a part of the params is meant.
+    """
 
     name: Name
-    version: int
+    version: Number
     digest: Digest
     relation: str | None = None
+    subtree: str | None = None
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +156,12 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
     """One version of a model. Its digest is that of its bytes as stored.
 
     `blobs` lists every blob that the version needs, with its size. `size_bytes` is the
-    sum over the leaves and files; `new_bytes` is what the save had to store anew.
+    sum over the leaves and files; `new_bytes` is what the save had to store anew. `report`
+    came with the save; those that were filed later are records of their own.
     """
 
     name: Name
-    version: int
+    version: Number
     write_id: str
     created_at: str
     by: str
@@ -155,6 +169,8 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
     groups: dict[str, Group]
     parents: tuple[Pin, ...] = ()
     frozen_experts: dict[str, Pin] = {}
+    station: str | None = None
+    report: QualityReport | None = None
     files: dict[str, StoredFile] = {}
     blobs: dict[Digest, Size]
     provenance: dict[str, Any] = {}
@@ -165,6 +181,11 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
     def write_ids(self) -> set[str | None]:
         """The saves that this record is a sign of."""
         return {self.write_id}
+
+    @property
+    def made_at(self) -> str | None:
+        """The station that made the version, or else that whose report came with it."""
+        return self.station or (self.report.station if self.report else None)
 
     def row(self, digest: Digest) -> dict[str, Any]:
         """Return what the index keeps of the version: its metadata and a few figures."""
@@ -178,6 +199,7 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
             "new_bytes": self.new_bytes,
             "parents": [f"{pin.name}:{pin.version}" for pin in self.parents],
             "experts": sorted({f"{p.name}:{p.version}" for p in self.frozen_experts.values()}),
+            **({"station": self.made_at} if self.made_at else {}),
         }
 
 
@@ -190,7 +212,7 @@ class Tombstone(Record, frozen=True, kw_only=True, tag="tombstone", tag_field="k
     """
 
     name: Name
-    version: int
+    version: Number
     write_id: str
     generation: int
     at: str
@@ -219,16 +241,67 @@ def decode_version(body: bytes, where: str) -> Manifest | Tombstone:
     return _decode(body, Manifest | Tombstone, where)
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One move of a pointer. A version of None means that it named nothing."""
+class StoredReport(Record, frozen=True, kw_only=True):
+    """A report that was filed after the save, on exactly the manifest of this digest."""
 
-    from_version: int | None = msgspec.field(name="from")
-    to_version: int | None = msgspec.field(name="to")
+    name: Name
+    version: Number
+    digest: Digest
+    at: str
+    by: str
+    report: QualityReport
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of the policy."""
+
+    generation: int
+    at: str
+    by: str
+    write_id: str
+    why: str = ""
+
+
+class Policy(Record, frozen=True, kw_only=True):
+    """What aliases may name only if its rules are met. Every change is one more generation.
+
+    The last 32 changes are kept, so that a writer whose reply was lost finds its own.
+    """
+
+    generation: int
+    write_id: str
+    rules: tuple[Rule, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+    def changed(self, rules: tuple[Rule, ...], *, by: str, why: str, write_id: str) -> Policy:
+        """Return the policy after a change to these rules."""
+        generation = self.generation + 1
+        change = Change(generation=generation, at=now(), by=by, write_id=write_id, why=why)
+        return msgspec.structs.replace(
+            self,
+            generation=generation,
+            write_id=write_id,
+            rules=rules,
+            changes=(*self.changes, change)[-KEPT_CHANGES:],
+        )
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One move of a pointer. A version of None means that it named nothing.
+
+    `undoes` is the write id of a move that this one takes back: what it was made for had
+    ceased to be so while it was made.
+    """
+
+    from_version: Number | None = msgspec.field(name="from")
+    to_version: Number | None = msgspec.field(name="to")
     to_digest: Digest | None = None
     at: str
     by: str
     write_id: str
     why: str = ""
+    gate: Gate | None = None
+    undoes: str | None = None
 
 
 class Pointer(Record, frozen=True, kw_only=True):
@@ -236,9 +309,9 @@ class Pointer(Record, frozen=True, kw_only=True):
 
     name: Name
     ref: Alias
-    version: int | None
+    version: Number | None
     digest: Digest | None
-    newest: int = 0
+    newest: Newest = 0
     generation: int
     write_id: str
     moves: tuple[Move, ...] = ()
@@ -252,6 +325,8 @@ class Pointer(Record, frozen=True, kw_only=True):
         by: str,
         why: str,
         write_id: str,
+        gate: Gate | None = None,
+        undoes: str | None = None,
     ) -> Pointer:
         """Return the pointer after a move to `version`."""
         move = Move(
@@ -262,6 +337,8 @@ class Pointer(Record, frozen=True, kw_only=True):
             by=by,
             write_id=write_id,
             why=why,
+            gate=gate,
+            undoes=undoes,
         )
         return msgspec.structs.replace(
             self,
@@ -273,12 +350,28 @@ class Pointer(Record, frozen=True, kw_only=True):
             moves=(*self.moves, move)[-KEPT_MOVES:],
         )
 
+    def passed(self, version: int, digest: Digest, *, but: str | None = None) -> Gate | None:
+        """Return the gate that the version last passed on its way here, or None.
+
+        One that was forced, or taken back, does not count; nor does the move `but`.
+        """
+        void = {move.undoes for move in self.moves} | {but}
+        gates = [
+            move.gate
+            for move in self.moves
+            if (move.to_version, move.to_digest) == (version, digest)
+            and move.gate
+            and not move.gate.is_forced
+            and move.write_id not in void
+        ]
+        return gates[-1] if gates else None
+
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A version that a running save or sync is about to create."""
 
     name: Name
-    version: int
+    version: Number
 
 
 class Intent(Record, frozen=True, kw_only=True):
@@ -318,7 +411,7 @@ class FactBody(Record, frozen=True, kw_only=True):
 class AliasRow(msgspec.Struct, frozen=True, kw_only=True):
     """Where an alias points, by the latest known generation of its pointer."""
 
-    version: int | None
+    version: Number | None
     generation: int
 
 

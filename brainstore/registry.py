@@ -106,12 +106,13 @@ class Registry:
         return version
 
     def _before(self, pointer: Pointer, back: int) -> Version:
-        moves = pointer.moves
+        # One that only gave its version a gate led from nowhere.
+        moves = [move for move in pointer.moves if move.from_version != move.to_version]
         number = moves[-back].from_version if back <= len(moves) else None
         if number is None:
             raise NotFound(
-                f"{pointer.name}:{pointer.ref}~{back}: the alias has no such past; it knows "
-                f"{len(moves)} moves. See: brainstore log {pointer.name}"
+                f"{pointer.name}:{pointer.ref}~{back}: the alias has no such past; its last moves, "
+                f"{len(moves)} of them, are kept. See: brainstore log {pointer.name}"
             )
         return self.by_number(pointer.name, number)[0]
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import html as markup
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from brainstore import notebook
 from brainstore.address import LATEST, Name
 from brainstore.errors import BadParams
 from brainstore.index import Index, Row
-from brainstore.meta import unmarked
+from brainstore.meta import may_be, unmarked
 
 __all__ = ["Row", "best_row", "field", "html", "matching", "rows_of"]
 
+# What a row has besides the fields of BrainMeta; see `Manifest.row`.
+_FIGURES = {
+    "digest": str, "by": str, "size_bytes": int, "new_bytes": int, "parents": list,
+    "experts": list, "station": str | None,
+}  # fmt: skip
 _HTML_COLUMNS = ("name", "version", "aliases", "brain_type", "training_steps", "metrics", "notes")
 
 
 def rows_of(index: Index, name: Name | None = None) -> list[Row]:
-    """Return a row for each live version: its metadata, digest, sizes and aliases."""
+    """Return a row for each live version: its metadata, digest, sizes and aliases.
+
+    A field with a value that no save writes is left out: anybody may have put it there.
+    """
     newest = dict(index.versions())
     rows = []
     for key in index.versions(name):
@@ -26,9 +34,14 @@ def rows_of(index: Index, name: Name | None = None) -> list[Row]:
         aliases = [alias for alias, at in index.aliases_of(owner).items() if at == number]
         if newest[owner] == number:
             aliases.insert(0, LATEST)
-        row = unmarked(index.rows[key])
-        rows.append({"name": str(owner), "version": number, "aliases": aliases, **row})
+        own = {"name": str(owner), "version": number, "aliases": aliases}
+        row = {k: v for k, v in unmarked(index.rows[key]).items() if _is_sound(k, v)}
+        rows.append({**own, "station": None, **row, **own})
     return rows
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    return isinstance(value, _FIGURES.get(name, object)) and may_be(name, value)
 
 
 def field(row: Row, path: str) -> Any:
@@ -52,6 +65,8 @@ def matching(
         return list(rows)
     if callable(where):
         return [row for row in rows if where(row)]
+    if not isinstance(where, Mapping):
+        raise BadParams(f"where: expected a dict or a function, found {type(where).__name__}")
     return [row for row in rows if all(_has(row, path, value) for path, value in where.items())]
 
 
@@ -77,24 +92,5 @@ def metric_of(row: Row, metric: str) -> float | None:
 
 def html(title: str, rows: Sequence[Row]) -> str:
     """Return the rows as an HTML table, for notebooks."""
-    head = "".join(f"<th>{column}</th>" for column in _HTML_COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in _HTML_COLUMNS) + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<b>{markup.escape(title)}</b><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
-    elif isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return markup.escape(_short(value))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    cells = ([row.get(column, "") for column in _HTML_COLUMNS] for row in rows)
+    return notebook.table(title, _HTML_COLUMNS, cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from brainstore import notebook
 from brainstore.address import (
     MODELS_PREFIX,
     Digest,
@@ -33,6 +34,9 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(str(self), (), [("digest", self.digest)])
 
 
 @dataclass(frozen=True, slots=True)

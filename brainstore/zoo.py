@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from brainstore import settings
 from brainstore.address import Reference, parse_reference
@@ -22,6 +23,8 @@ from brainstore.storage.base import Store
 from brainstore.storage.mirror import MirroredStore
 from brainstore.versions import Version
 
+T = TypeVar("T")
+R = TypeVar("R")
 Where = str | os.PathLike[str] | tuple[Any, str] | Store
 
 
@@ -62,6 +65,13 @@ class Zoo:
         except NoZoo:
             return Index()
 
+    def in_parallel(self, call: Callable[[T], R], values: Sequence[T]) -> list[R]:
+        """Return `call(value)` for each, as many at once as the store is good for."""
+        if len(values) < 2:
+            return [call(value) for value in values]
+        with ThreadPoolExecutor(self.store.parallelism) as pool:
+            return list(pool.map(call, values))
+
     def reference(self, ref: object, version: object = None) -> tuple[Reference, Zoo]:
         """Return the parsed reference, and the zoo that it names: this one, or another.
 
@@ -84,6 +94,7 @@ class Zoo:
         reference, owner = self.reference(ref)
         if owner is not self:
             raise BadReference(f"'{reference}' is in another zoo; open that one to change it")
+        require_whole(reference)
         return reference
 
     def resolve(self, ref: object, version: object = None) -> Version:
@@ -117,6 +128,12 @@ class Zoo:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def require_whole(reference: Reference) -> None:
+    """Raise BadReference if it names only a part of the params."""
+    if reference.subtree:
+        raise BadReference(f"'{reference}': a whole version is meant here; drop '#' and the rest")
 
 
 def _is_integer(value: object) -> bool:

@@ -36,6 +36,7 @@ def main() -> None:
         bench = Bench(Path(folder), options.size_mib, options.rounds)
         bench.disk()
         bench.small()
+        bench.actions()
         bench.bucket()
 
 
@@ -131,6 +132,67 @@ class Bench:
                 "safetensors.flax.load_file": lambda: ready(safetensors.flax.load_file(safe)),
             },
             rounds=20,
+        )
+
+    def actions(self) -> None:
+        """Act for the demo's swarm of 100, 200 times, as in an environment's loop."""
+        from brainstore import BrainInference, BrainManager
+        from brainstore.networks import ActorCritic
+
+        network = ActorCritic(100, 2, 256)
+        obs = np.random.default_rng(0).standard_normal((100, 100), np.float32)
+        zoo = BrainManager(self.folder / "brains")
+        dims = {"input_dim": 100, "output_dim": 2, "hidden_dim": 256}
+        params = network.init(jax.random.key(0), obs)
+        zoo.save("actor", params, apply_fn=network.apply, example_obs=obs, **dims)
+        params, _ = zoo.load("actor")
+        brain = BrainInference(zoo, "actor", ActorCritic)
+        program = BrainInference(zoo, "actor")
+
+        @jax.jit
+        def bare(params: Any, obs: Any) -> jax.Array:
+            return jax.numpy.tanh(network.apply(params, obs)[0])
+
+        @jax.jit
+        def drawn(params: Any, obs: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            key, draw = jax.random.split(key)
+            mean, log_std, _ = network.apply(params, obs)
+            noise = jax.numpy.exp(log_std) * jax.random.normal(draw, mean.shape)
+            return jax.numpy.tanh(mean + noise), key
+
+        state = {"key": jax.random.key(0)}
+
+        def bare_drawn() -> jax.Array:
+            action, state["key"] = drawn(params, obs, state["key"])
+            return action
+
+        one = obs[0]
+        self.compare(
+            "200 deterministic actions for 100 agents",
+            {
+                "jitted apply": lambda: repeat(lambda: bare(params, obs)),
+                "BrainInference.act": lambda: repeat(lambda: brain.act(obs, True)),
+                "the same, stored program": lambda: repeat(lambda: program.act(obs, True)),
+            },
+            rounds=60,
+        )
+        self.compare(
+            "200 drawn actions for 100 agents",
+            {
+                "jitted apply and noise": lambda: repeat(bare_drawn),
+                "BrainInference.act": lambda: repeat(lambda: brain.act(obs)),
+                "the same, stored program": lambda: repeat(lambda: program.act(obs)),
+            },
+            rounds=60,
+        )
+        self.compare(
+            "200 deterministic actions for one agent",
+            {
+                "jitted apply": lambda: repeat(lambda: bare(params, one)),
+                "BrainInference.act": lambda: repeat(lambda: brain.act(one, True)),
+                "the same, stored program": lambda: repeat(lambda: program.act(one, True)),
+            },
+            rounds=60,
         )
 
     def bucket(self) -> None:
@@ -257,6 +319,11 @@ def safe_save(path: Path, params: dict[str, np.ndarray]) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def repeat(call: Callable[[], Any]) -> None:
+    for _ in range(200):
+        ready(call())
 
 
 def ready(tree: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from brainstore.demo.seaweed import S3Server, seaweed
 
@@ -42,6 +43,16 @@ def s3_place(seaweed_server: S3Server) -> S3Place:
     return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", seaweed_server.storage_options)
 
 
+@pytest.fixture
+def s3_by_environment(s3_place: S3Place, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+    """A fresh prefix, reached by the ordinary AWS settings, as programs reach it."""
+    options = s3_place.storage_options
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint_url"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["secret"])
+    return s3_place
+
+
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[dict[str, Any]]:
     """The storage options of a moto server, whose S3 has the bucket `zoo`."""
@@ -72,6 +83,9 @@ def moto_place(moto_server: dict[str, Any]) -> S3Place:
 
 
 def pytest_configure() -> None:
+    # A machine may be as slow as it likes.
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
     # A run in the background inherits an ignored Ctrl-C, and so would the programs under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -44,15 +44,15 @@ def increment(zoo: BrainManager, key: str, count: int) -> int:
     return lost
 
 
-def chain(zoo: BrainManager, name: str, alias: str, to: int) -> list[int]:
+def chain(zoo: BrainManager, name: str, alias: str, to: int, by_gate: bool = False) -> list[int]:
     """Move the alias up one version at a time, until it names `to`; return the own moves."""
-    moved = []
+    moved, move = [], zoo.promote if by_gate else zoo.alias
     while True:
         at = zoo.aliases(name).get(alias, 0)
         if at == to:
             return moved
         try:
-            zoo.alias(f"{name}:{at + 1}", alias, expected=at)
+            move(f"{name}:{at + 1}", alias, expected=at)
             moved.append(at + 1)
         except Conflict:
             continue

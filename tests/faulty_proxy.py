@@ -131,6 +131,12 @@ def reply_with(status: int, code: str, *, forwarded: bool) -> Fault:
     return fault
 
 
+def answer_instead(exchange: Exchange) -> None:
+    """The page of a proxy that lets nothing through."""
+    page = b"<html><p>Sign in to use this network.</html>"
+    exchange.answer(200, [("Content-Type", "text/html")], page)
+
+
 @contextmanager
 def faulty_proxy(endpoint_url: str) -> Iterator[FaultyProxy]:
     with FaultyProxy(endpoint_url) as proxy:

@@ -26,9 +26,11 @@ from brainstore.address import (
     parse_manifest_key,
     parse_pointer_key,
     parse_reference,
+    parse_report_key,
     parse_version,
     pointer_key,
     report_key,
+    ulid_after,
 )
 from brainstore.errors import BadReference
 
@@ -296,6 +298,8 @@ def test_keys_come_back_as_what_they_name(name: Name, version: int, alias: Alias
     assert parse_pointer_key(pointer_key(name, alias)) == (name, alias)
     assert parse_blob_key(blob_key(DIGEST)) == DIGEST
     assert parse_manifest_key(report_key(name, version, ULID)) is None
+    assert parse_report_key(report_key(name, version, ULID)) == (name, version, ULID)
+    assert parse_report_key(manifest_key(name, version)) is None
     assert parse_manifest_key(pointer_key(name, alias)) is None
     assert parse_pointer_key(manifest_key(name, version)) is None
     assert full_name(name, version) == f"{name}_v{version}"
@@ -368,6 +372,7 @@ def test_a_stray_key_is_nothing_of_ours(key: str) -> None:
 def test_no_key_makes_a_parser_fail(text: str) -> None:
     for key in (text, f"models/{text}/v3/manifest.json", f"models/ppo/refs/{text}.json"):
         parse_manifest_key(key), parse_pointer_key(key), parse_blob_key(key)
+        parse_report_key(f"{text}/reports/{ULID}.json"), parse_report_key(key)
     fact = parse_fact_key(f"journal/{ULID}~save~{text}")
     assert fact is None or fact.key == f"journal/{ULID}~save~{text}"
 
@@ -391,3 +396,35 @@ def test_ulids_sort_by_time_and_differ() -> None:
     assert all(map(is_ulid, made))
     assert [each[:10] for each in made] == sorted(each[:10] for each in made)
     assert intent_key(made[0]) == f"intents/{made[0]}.json"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"models/a/v1/reports/{ULID.lower()}.json",
+        f"models/a/v1/reports/{ULID}",
+        f"models/a/v1/reports/x/{ULID}.json",
+        f"models/a/v01/reports/{ULID}.json",
+        f"models/../v1/reports/{ULID}.json",
+        f"models/a/reports/{ULID}.json",
+        f"a/v1/reports/{ULID}.json",
+        "models/a/v1/reports/../manifest.json",
+    ],
+)
+def test_what_is_no_report_is_not_taken_for_one(key: str) -> None:
+    assert parse_report_key(key) is None
+
+
+@given(st.integers(0, 2**128 - 2))
+def test_a_ulid_comes_after_any_other(value: int) -> None:
+    digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    last = "".join(digits[value >> shift & 31] for shift in range(125, -1, -5))
+    assert is_ulid(last)
+    after = ulid_after(last)
+    assert is_ulid(after)
+    assert after > last
+
+
+def test_nothing_comes_after_the_last_ulid() -> None:
+    with pytest.raises(BadReference, match="no other"):
+        ulid_after("7" + "Z" * 25)

@@ -22,6 +22,7 @@ from zoos import finish, opened, params, same
 
 from brainstore import BrainManager
 from brainstore.cache import Cache
+from brainstore.provenance import provenance
 from brainstore.storage import open_store
 from brainstore.storage.memory import MemoryStore
 
@@ -125,6 +126,7 @@ def fill(place: S3Place, versions: int) -> None:
 @contextmanager
 def process(place: S3Place, cache: Path) -> Iterator[BrainManager]:
     """A manager that has not sent anything, as in a new process."""
+    provenance()  # asks git, once a process, which takes about as long as a request here
     manager = BrainManager(place.url, storage_options=place.storage_options, cache=Cache(cache))
     with manager as zoo:
         yield zoo
@@ -153,6 +155,21 @@ def test_a_small_save_on_s3_stays_within_its_budget(
             zoo.save("ppo", params(13))
         assert wire.depth <= 4, wire
         assert wire.count <= 5, wire
+
+
+@pytest.mark.s3
+def test_a_first_save_of_what_another_process_stored_is_as_deep(
+    place: S3Place, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two chains of two run side by side here; connecting must not make one of them look longer.
+    monkeypatch.setitem(globals(), "DELAY_S", 0.4)
+    with process(place, tmp_path) as zoo:
+        with wire.watched(zoo):
+            assert zoo.save("ppo", params(2)) == "ppo_v4"
+        assert wire.depth <= 5, wire
+        # One more than for new content: what stands there already is read, and compared.
+        assert wire.count <= 9, wire
+        assert [each.method for each in wire.requests if "/blobs/" in each.path] == ["PUT", "GET"]
 
 
 @pytest.mark.s3

@@ -318,6 +318,25 @@ def test_offline_serves_what_was_loaded(offline: Far) -> None:
     assert zoo.get_latest("other") == "other_v1"
 
 
+def test_offline_lists_what_this_machine_has_written_since_it_listed(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = far.open()
+    zoo.list_models()
+    saved = [zoo.save("ppo", params(seed)) for seed in (4, 5)]
+    newest = zoo.alias("ppo", "best").version
+    zoo.close()
+    listing = zoo.zoo.cache.zoo_folder(zoo.zoo.store.identity) / "journal" / ".listing.json"
+    for body in (listing.read_bytes(), b"", b"[{"):
+        listing.write_bytes(body)
+        monkeypatch.setenv("BRAINSTORE_OFFLINE", "1")
+        again = far.open(Cache(far.cache.folder))
+        assert set(saved) <= set(again.list_models())
+        assert again.zoo.index(rows=False).aliases_of("ppo")["best"] == newest
+        assert again.get_latest("ppo") == saved[-1]
+        monkeypatch.delenv("BRAINSTORE_OFFLINE")
+
+
 def test_offline_names_what_it_lacks(offline: Far) -> None:
     zoo = offline.open(Cache(offline.cache.folder))
     with pytest.raises(StoreUnavailable, match=r"ppo:3: BRAINSTORE_OFFLINE .* the cache lacks"):

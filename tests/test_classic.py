@@ -172,12 +172,16 @@ def test_parents_experts_and_files_survive_export_and_import(
     zoo: BrainManager, tmp_path: Path
 ) -> None:
     zoo.save("z", {"w": jnp.ones(2)}, files={"notes/a.md": b"hello"})
-    zoo.save("a", {"w": jnp.ones(3)}, parents={"z:1": "distilled"}, frozen_experts={"w": "z:1"})
+    zoo.save("a", {"w": jnp.ones(2)}, parents={"z:1": "distilled"}, frozen_experts={"w": "z:1#w"})
     other = through_files(zoo, tmp_path)
     manifest = other.manifest("a")
     [parent] = manifest.parents
     assert (parent.name, parent.relation) == ("z", "distilled")
-    assert manifest.frozen_experts["w"].digest == other.resolve("z:1").digest
+    expert = manifest.frozen_experts["w"]
+    assert (expert.digest, expert.subtree) == (other.resolve("z:1").digest, "w")
+    other.export("a", tmp_path / "again")
+    told = json.loads((tmp_path / "again/a/v1/frozen_experts/w.json").read_text())
+    assert (told["subtree"], told["expert_subtree"], told["folder"]) == ("w", "w", "z/v1")
     assert other.file("z", "notes/a.md") == b"hello"
 
 

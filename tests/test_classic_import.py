@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from originals import META, dense, nested, write_original
 from safetensors.flax import save_file as flax_save_file
 from trees import assert_equal
 
-from brainstore.errors import BadParams, BadReference, NotFound
+from brainstore.errors import BadParams, BadReference, NotFound, Unsupported
+from brainstore.fsck import fsck
 from brainstore.manager import BrainManager
 
 
@@ -247,3 +249,21 @@ def test_a_zoo_is_no_tree(zoo: BrainManager, tmp_path: Path) -> None:
         zoo.import_zoo(tmp_path / "brains")
     with pytest.raises(BadParams, match="is a zoo itself"):
         zoo.export_all(tmp_path / "brains")
+
+
+def test_the_folder_of_the_original_is_not_taken_for_a_zoo(tmp_path: Path) -> None:
+    folder = tmp_path / "brains"
+    write_original(folder, {"ppo_swarm_v1": dense(1.0)})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    zoo = BrainManager(folder)
+    for call in (
+        zoo.init,
+        zoo.list_models,
+        lambda: zoo.load("ppo_swarm"),
+        lambda: zoo.save("ppo_swarm", {"w": np.ones(2, np.float32)}),
+    ):
+        with pytest.raises(Unsupported, match=r"brainstore --zoo NEW_ZOO import"):
+            call()
+    assert any("original" in finding.text for finding in fsck(zoo.zoo, repair=True))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert BrainManager(tmp_path / "zoo").import_zoo(folder) == ["ppo_swarm_v1"]

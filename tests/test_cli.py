@@ -32,10 +32,11 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BrainManage
 
 
 def commands() -> dict[str, click.Command]:
-    found = dict(verbs.commands)
-    cache = found.pop("cache")
-    assert isinstance(cache, click.Group)
-    return {**found, **{f"cache {name}": each for name, each in cache.commands.items()}}
+    found: dict[str, click.Command] = {}
+    for name, command in verbs.commands.items():
+        inner = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {verb}": each for verb, each in inner.items()} or {name: command}
+    return found
 
 
 # Documentation

@@ -183,6 +183,18 @@ def test_sync_zoo_prints_one_line_and_exits_as_sync_does(zoo: BrainManager, tmp_
     assert sync_zoo(source).returncode == 2
 
 
+def test_sync_zoo_runs_as_a_scheduler_runs_it(zoo: BrainManager, tmp_path: Path) -> None:
+    link = tmp_path / "sync"
+    link.symlink_to(ROOT / "scripts" / "sync_zoo")
+    bare = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    command = [link, tmp_path / "zoo", tmp_path / "other"]
+    done = subprocess.run(
+        command, env=bare, cwd="/", capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 copied; " in done.stdout
+
+
 @pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
 def test_sync_zoo_leaves_it_to_the_run_before(zoo: BrainManager, tmp_path: Path) -> None:
     import fcntl

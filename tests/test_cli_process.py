@@ -81,6 +81,16 @@ def test_a_reader_that_left_is_no_error(zoo: Path) -> None:
     assert started.wait(60) == 141
 
 
+def test_streams_that_are_closed_are_no_error(zoo: Path) -> None:
+    command = [sys.executable, "-m", "brainstore", "ls"]
+    for closing in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ctrl_c_is_130_without_a_traceback(zoo: Path) -> None:
     code = (
         "import signal, threading\n"
@@ -105,6 +115,25 @@ def test_ctrl_c_is_130_without_a_traceback(zoo: Path) -> None:
         finally:
             started.kill()
     assert (started.returncode, told) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("module", ["click", "brainstore.cli.look", "brainstore.manager"])
+def test_ctrl_c_while_it_starts_is_130_without_a_traceback(zoo: Path, module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['brainstore', 'ls']\n"
+        "from brainstore.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_warnings_are_lines_on_stderr(zoo: Path, tmp_path: Path) -> None:

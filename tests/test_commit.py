@@ -417,6 +417,36 @@ def test_what_was_collected_during_the_save_is_uploaded_again(
     assert store.steps().count("put blob") == 2
 
 
+def test_an_upload_that_ends_within_a_collection_is_done_again(
+    zoo: BrainManager, store: WrappedStore
+) -> None:
+    mine = digests_of(params(3))
+    put_state(store.inner, "condemned", 1, mine)
+    state_was_read = threading.Event()
+
+    def around(call: Call, proceed: Proceed) -> Any:
+        if call.step == "put blob" and not state_was_read.is_set():
+            assert state_was_read.wait(30)
+            result = proceed()
+            # The collector goes on, and the blob that came too early is gone again.
+            put_state(store.inner, "deleting", 1, mine)
+            for digest in mine:
+                store.inner.delete(blob_key(digest))
+            put_state(store.inner, "idle", 1)
+            return result
+        result = proceed()
+        if call.step == "get gc":
+            state_was_read.set()
+        return result
+
+    store.around = around
+    assert zoo.save("ppo", params(3)) == "ppo_v3"
+    finish(zoo)
+    store.around = None
+    assert store.steps().count("put blob") == 2
+    assert_whole(store.inner, 1, 2, 3)
+
+
 def test_what_an_earlier_save_saw_is_not_believed_after_a_collection(
     zoo: BrainManager, store: WrappedStore
 ) -> None:

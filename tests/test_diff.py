@@ -166,7 +166,7 @@ def test_fields_are_compared_by_path_metrics_with_their_delta(zoo: BrainManager)
 
 def test_parents_experts_and_files_are_compared(zoo: BrainManager) -> None:
     zoo.save("a", {"w": jnp.ones(1)}, files={"n.md": b"1"})
-    zoo.save("a", {"w": jnp.ones(1)}, files={"n.md": b"2"}, frozen_experts={"w": "a:1"})
+    zoo.save("a", {"w": jnp.ones(1)}, files={"n.md": b"2"}, frozen_experts={"w": "a:1#w"})
     zoo.save("a", {"w": jnp.ones(1)}, files={"n.md": b"2"}, parents=["a:1"])
     paths = [change.path for change in zoo.diff("a:1", "a:2").fields]
     assert paths == ["files.n.md", "frozen_experts.w"]

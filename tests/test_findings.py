@@ -62,9 +62,9 @@ def test_a_file_that_changes_while_it_is_saved_is_refused(
     notes.write_bytes(b"before")
     put = zoo.zoo.blobs.put
 
-    def late(blob: Any, present: Any) -> int:
+    def late(*arguments: Any, **keywords: Any) -> int:
         notes.write_bytes(b"after!")
-        return put(blob, present)
+        return put(*arguments, **keywords)
 
     monkeypatch.setattr(zoo.zoo.blobs, "put", late)
     with pytest.raises(BadParams, match="changed while it was saved"):
@@ -75,15 +75,34 @@ def test_a_file_that_changes_while_it_is_saved_is_refused(
     assert zoo.file("a", "notes") == b"after!"
 
 
+def test_a_file_that_is_removed_while_it_is_saved_is_named(
+    zoo: BrainManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "notes"
+    with pytest.raises(BadParams, match=r"'n': .*notes cannot be read: No such file"):
+        zoo.save("a", params(1), files={"n": notes})
+    notes.write_bytes(b"here")
+    put = zoo.zoo.blobs.put
+
+    def late(*arguments: Any, **keywords: Any) -> int:
+        notes.unlink(missing_ok=True)
+        return put(*arguments, **keywords)
+
+    monkeypatch.setattr(zoo.zoo.blobs, "put", late)
+    with pytest.raises(BadParams, match="notes cannot be read: No such file"):
+        zoo.save("a", params(1), files={"n": notes})
+    assert zoo.list_models() == []
+
+
 def test_an_array_that_changes_while_it_is_saved_is_refused(
     zoo: BrainManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = params(1, 2**19)
     put = zoo.zoo.blobs.put
 
-    def late(blob: Any, present: Any) -> int:
+    def late(*arguments: Any, **keywords: Any) -> int:
         tree["w"][7] = 2
-        return put(blob, present)
+        return put(*arguments, **keywords)
 
     monkeypatch.setattr(zoo.zoo.blobs, "put", late)
     with pytest.raises(BadParams, match="changed while it was saved"):

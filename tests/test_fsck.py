@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import S3Place
-from zoos import WrappedStore, finish, params
+from zoos import Call, Crash, Proceed, WrappedStore, finish, opened, params, same
 
 from brainstore import BrainManager
 from brainstore.address import (
@@ -101,7 +102,13 @@ def a_blob(zoo: BrainManager, ref: str) -> Digest:
 def test_a_healthy_zoo_has_no_findings_after_all_kinds_of_operations(
     zoo: BrainManager, tmp_path: Path
 ) -> None:
-    zoo.save("ppo", params(4), groups={"opt": params(5)}, frozen_experts={"dense": "other:1"})
+    experts = {"dense": "other:1#dense"}
+    more = {**params(9), "head": np.float32([4, 5])}
+    zoo.save("ppo", more, groups={"opt": params(5)}, frozen_experts=experts, station="s3")
+    zoo.add_report("ppo:1", {"station": "s3", "checks": ["return=7>=6"]})
+    zoo.set_policy([{"alias": "candidate", "stations": ["s3"]}])
+    zoo.promote("ppo:1", "candidate")
+    zoo.unalias("ppo", "candidate")
     zoo.save("deep/er", {"w": np.arange(600_000, dtype=np.float32), "n": np.float32(3)})
     zoo.save("deep/er", {"w": np.zeros((0, 4), np.int8), "b": np.array([True])})
     zoo.alias("ppo:3", "prod")
@@ -258,6 +265,31 @@ def test_a_damaged_blob_is_moved_aside_so_that_a_save_stores_it_again(zoo: Brain
     with BrainManager(zoo.zoo.store) as again:
         again.save("ppo", params(2))
     assert check(zoo, deep=True) == {"stray": damaged_key(digest)}
+
+
+def test_a_repair_that_dies_leaves_no_writer_that_relies_on_what_is_gone() -> None:
+    inner = MemoryStore()
+    with opened(inner) as writer:
+        writer.save("ppo", params(1))
+        [digest] = writer.manifest("ppo").blobs
+        body, at = inner._shelf.objects[blob_key(digest)]
+        inner._shelf.objects[blob_key(digest)] = bytes([body[0] ^ 1]) + body[1:], at
+
+        dead: list[Call] = []
+
+        def die(call: Call, proceed: Proceed) -> Any:
+            if dead:
+                raise Crash
+            result = proceed()
+            if call.step == "delete blob":
+                dead.append(call)
+            return result
+
+        with pytest.raises(Crash), opened(WrappedStore(inner, die)) as repairer:
+            fsck(repairer.zoo, deep=True, repair=True)
+        assert inner.get(blob_key(digest)) is None
+        writer.save("ppo", params(1))
+        assert same(writer.load("ppo:2", as_numpy=True, verify=True)[0], params(1))
 
 
 def test_a_damaged_blob_comes_back_from_another_zoo(zoo: BrainManager, tmp_path: Path) -> None:
@@ -461,11 +493,19 @@ def test_strays_are_told_mildly_and_kept(zoo: BrainManager) -> None:
     strays += ["models/ppo/v1/notes", "models/ppo/refs/Prod.json", "probe/x/create"]
     for key in strays:
         zoo.zoo.store.put(key, b"?")
-    zoo.zoo.store.put(f"models/ppo/v1/reports/{new_ulid()}.json", b"{}")
+    zoo.add_report("ppo:1", {"station": "s3"})
     found = fsck(zoo.zoo, deep=True, repair=True)
     assert sorted(each.where for each in found) == sorted(strays)
     assert all(each.is_harmless and not each.repaired for each in found)
     assert zoo.zoo.store.get("README.md") is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_file_whose_name_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+    with opened(tmp_path) as zoo:
+        zoo.save("ppo", params(1))
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).write_bytes(b"x")
+        assert [finding.where for finding in fsck(zoo.zoo)] == ["\\udcff"]
 
 
 def test_unfinished_files_are_invisible(tmp_path: Path) -> None:

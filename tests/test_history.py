@@ -7,13 +7,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from zoos import WrappedStore
 
 from brainstore import records
 from brainstore.address import Name, manifest_key, new_ulid
+from brainstore.cache import Cache
 from brainstore.errors import NotFound
 from brainstore.manager import BrainManager
 from brainstore.records import Tombstone
 from brainstore.storage.base import ABSENT
+from brainstore.storage.memory import MemoryStore
 
 PARAMS = {"w": jnp.ones(2)}
 
@@ -155,3 +158,18 @@ def test_a_happening_reads_as_a_line(zoo: BrainManager) -> None:
     zoo.delete("a:1", why="old")
     lines = [str(each) for each in zoo.history("a")]
     assert lines[1].endswith("  a:1 deleted (old)")
+
+
+def test_the_story_is_told_offline_as_it_was_read_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = WrappedStore(MemoryStore(), is_remote=True)
+    for rules in (None, [{"alias": "prod", "stations": ["s3"]}]):
+        with BrainManager(store, cache=Cache(tmp_path)) as zoo:
+            zoo.save("a", PARAMS, report={"station": "s3"})
+            if rules:
+                zoo.set_policy(rules, why="why not")
+            online = zoo.history()
+            with monkeypatch.context() as patch:
+                patch.setenv("BRAINSTORE_OFFLINE", "1")
+                assert zoo.history() == online

@@ -12,7 +12,7 @@ from zoos import WrappedStore
 from brainstore.address import Alias, Fact, Name, new_ulid
 from brainstore.errors import Conflict, Corrupt, NoZoo
 from brainstore.index import Index, merge
-from brainstore.journal import Journal
+from brainstore.journal import ROW_BYTES, Journal
 from brainstore.marker import create
 from brainstore.records import AliasRow, FactBody, Snapshot
 from brainstore.storage.memory import MemoryStore
@@ -161,12 +161,17 @@ def test_names_cost_a_listing_and_one_read(journal: Journal) -> None:
     assert journal._store.steps() == ["list fact", "get snapshot"]
 
 
-def test_a_fold_waits_until_it_is_worth_it(journal: Journal) -> None:
-    record(journal, *saves(*range(1, 251)))
+def test_a_fold_waits_until_it_is_worth_it_and_reads_no_large_snapshot_before(
+    journal: Journal,
+) -> None:
+    for fact in saves(*range(1, 251)):
+        journal.record(fact, FactBody(row={"notes": "x" * ROW_BYTES}))
     assert journal.fold(at_least=251) == 0
     assert journal.fold(at_least=250) == 250
     record(journal, *saves(251, 252))
+    journal._store.calls.clear()
     assert journal.fold() == 0
+    assert journal._store.steps() == ["list fact", "stat snapshot"]
     record(journal, *saves(253))
     assert journal.fold() == 3
 

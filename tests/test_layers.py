@@ -14,13 +14,14 @@ import brainstore
 PACKAGE = Path(brainstore.__file__).parent
 
 LEVELS: dict[int, str] = {
-    0: "errors address settings provenance storage.base",
-    1: "records meta dtypes tensors packs pytree storage",
+    0: "errors address settings provenance notebook threads storage.base",
+    1: "quality records meta dtypes tensors packs pytree storage",
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",
-    4: "groups drafts deletion table history diff classic fsck sync",
+    4: "groups drafts factory deletion table history diff classic fsck sync "
+    "architecture programs golden verification behaviour league policies",
     5: "manager",
-    6: "networks demo dial",
+    6: "inference networks migrate dial demo",
     7: "cli",
 }
 """What a module imports stands on its own level or below. `storage.base` is the contract."""

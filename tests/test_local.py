@@ -124,7 +124,7 @@ def test_a_folder_without_permission_is_read_only(store: LocalStore) -> None:
 def test_a_file_we_may_not_read_is_unavailable(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    monkeypatch.setattr(disk, "read_file", failing(errno.EACCES))
     with pytest.raises(StoreUnavailable, match="who may read"):
         store.get(LATER)
 
@@ -317,6 +317,17 @@ def test_every_name_on_the_way_is_synced(
     store.put("blobs/00/b", b"1", expect=ABSENT)
     root = store.root
     assert synced == [root.parent, root, root / "blobs", root / "blobs" / "00"]
+
+
+def test_a_swap_syncs_the_folders_that_another_writer_made(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = store.put(LATER, b"1", expect=ABSENT)
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "fsync_folder", synced.append)
+    LocalStore(store.root).put(LATER, b"2", expect=token)
+    folder = (store.root / LATER).parent
+    assert {folder, *folder.parents} - {*store.root.parents} == {*synced}
 
 
 def test_reusing_a_blob_syncs_it_for_its_writer(

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brainstore import BadParams, BrainMeta
+from brainstore import BadParams, BrainManager, BrainMeta
 from brainstore.address import Digest, Name
 from brainstore.meta import plain, unmarked
 from brainstore.records import Group, Manifest
@@ -187,6 +187,14 @@ def test_nan_and_infinities_come_back_and_are_json_on_the_way() -> None:
     assert unmarked({"$float": "nan", "x": 1}) == {"$float": "nan", "x": 1}
 
 
+def test_what_is_nested_without_end_is_refused() -> None:
+    config: dict[str, Any] = {"deep": {"er": [0]}}
+    assert BrainMeta.of_manifest(manifest_of(BrainMeta(config=config))).config == config
+    config["deep"]["er"][0] = config
+    with pytest.raises(BadParams, match="contain itself"):
+        BrainMeta(config=config)
+
+
 def test_fields_of_a_later_version_are_passed_over() -> None:
     manifest = manifest_of(BrainMeta(notes="x"))
     manifest.meta["mood"] = "good"
@@ -195,3 +203,13 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 
 def test_the_record_leaves_name_and_version_to_the_manifest() -> None:
     assert not {"name", "version"} & set(BrainMeta("ppo", 3).record())
+
+
+def test_zoo_version_and_meta_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    zoo = BrainManager(tmp_path)
+    zoo.save("x", {"w": np.ones(2, np.float32)}, notes="<b>first</b>", metrics={"return": 1.5})
+    version, meta = zoo.resolve("x"), zoo.load("x", as_numpy=True)[1]
+    for shown in (zoo._repr_html_(), meta._repr_html_()):
+        assert "&lt;b&gt;first&lt;/b&gt;" in shown
+        assert "return 1.5" in shown
+    assert str(version.digest) in version._repr_html_()

@@ -18,15 +18,12 @@ SHARED_ZOO = "s3://team/zoo"
 
 
 @pytest.fixture
-def place(tmp_path: Path, s3_place: S3Place, monkeypatch: pytest.MonkeyPatch) -> S3Place:
+def place(tmp_path: Path, s3_by_environment: S3Place, monkeypatch: pytest.MonkeyPatch) -> S3Place:
     """An empty current folder, and a bucket reached by the ordinary AWS settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRAINSTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("BRAINSTORE_ZOO", raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_place.storage_options["endpoint_url"])
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_place.storage_options["key"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_place.storage_options["secret"])
-    return s3_place
+    return s3_by_environment
 
 
 @pytest.mark.s3

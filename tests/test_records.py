@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from brainstore.address import Alias, Digest, Fact, Name, parse_fact_key
 from brainstore.errors import Corrupt, Unsupported
+from brainstore.quality import Check, Condition, Gate, QualityReport, Rule
 from brainstore.records import (
     AliasRow,
+    Change,
     FactBody,
     GcState,
     Group,
@@ -32,8 +34,10 @@ from brainstore.records import (
     Piece,
     Pin,
     Pointer,
+    Policy,
     Snapshot,
     StoredFile,
+    StoredReport,
     Target,
     Tombstone,
     decode_version,
@@ -47,7 +51,16 @@ BY = "ada@analytical"
 A, B, C = (Digest.of(text) for text in (b"a", b"b", b"c"))
 PPO, TEAM = Name("ppo_swarm"), Name("team/ppo")
 
-MANIFEST = Manifest(
+REPORT = QualityReport(
+    "s3",
+    [Check("return", 7.25, ">=", 7.0), Check("loss", float("inf"), "<", 0.5)],
+    n=100,
+    seeds=[0, 1],
+    by=BY,
+    at=AT,
+    id=ULID,
+)
+EARLIER_MANIFEST = Manifest(
     name=TEAM,
     version=3,
     write_id=ULID,
@@ -80,6 +93,15 @@ MANIFEST = Manifest(
     size_bytes=2098176,
     new_bytes=1200,
 )
+MANIFEST = msgspec.structs.replace(
+    EARLIER_MANIFEST,
+    frozen_experts={"experts/nav": Pin(name=PPO, version=2, digest=B, subtree="encoder")},
+    station="s3",
+    report=REPORT,
+)
+EARLIER = (GOLDEN / "manifest_before_stations.json").read_bytes()
+"""A manifest from before there were stations and reports."""
+
 TOMBSTONE = Tombstone(
     name=TEAM,
     version=3,
@@ -89,8 +111,8 @@ TOMBSTONE = Tombstone(
     by=BY,
     why="diverged",
     replaced_write_id=ULID,
-    replaced_digest=Digest.of(MANIFEST.encode()),
-    record=msgspec.Raw(MANIFEST.encode()),
+    replaced_digest=Digest.of(EARLIER),
+    record=msgspec.Raw(EARLIER),
 )
 FENCE = Tombstone(name=PPO, version=9, write_id=ULID, generation=1, at=AT, by=BY, why="gc")
 POINTER = Pointer(
@@ -108,6 +130,41 @@ POINTER = Pointer(
 )
 UNSET = Pointer(name=PPO, ref=Alias("latest"), version=None, digest=None, newest=4, generation=9,
                 write_id=ULID)  # fmt: skip
+GATE = Gate(
+    policy=A,
+    generation=2,
+    rules=(Rule("prod", stations=["s3"]),),
+    reports=(ULID, "01M85C5056C3GNW55TJ0NF648F"),
+)
+PROMOTED = msgspec.structs.replace(
+    POINTER,
+    moves=(
+        msgspec.structs.replace(
+            POINTER.moves[0], gate=Gate(policy=B, generation=1, is_forced=True)
+        ),
+        msgspec.structs.replace(POINTER.moves[1], gate=GATE, undoes="w1"),
+    ),
+)
+STORED_REPORT = StoredReport(name=PPO, version=3, digest=A, at=AT, by=BY, report=REPORT)
+POLICY = Policy(
+    generation=2,
+    write_id=ULID,
+    rules=(
+        Rule(
+            Alias("prod"),
+            "team/*",
+            ["s3", "s4"],
+            [Condition("return", ">=", 7.0), Condition("loss", "<", float("inf"), "s4")],
+            604800,
+            True,
+        ),
+        Rule(Alias("candidate"), stations=["s3"]),
+    ),
+    changes=(
+        Change(generation=1, at=AT, by=BY, write_id="w1"),
+        Change(generation=2, at=AT, by=BY, write_id=ULID, why="stricter"),
+    ),
+)
 INTENT = Intent(
     write_id=ULID,
     created_at=AT,
@@ -117,10 +174,10 @@ INTENT = Intent(
 )
 GC_STATE = GcState(state="deleting", generation=7, condemned=(A, C))
 MARKER = Marker(zoo_id=ULID, created_at=AT, store={"create": True, "swap": True, "race": 16})
-FACT_BODY = FactBody(row=MANIFEST.row(A), at=AT, by=BY)
+FACT_BODY = FactBody(row=EARLIER_MANIFEST.row(A), at=AT, by=BY)
 SNAPSHOT = Snapshot(
     folded_at=AT,
-    models={"team/ppo_v3": MANIFEST.row(A), "ppo_swarm_v1": {"name": "ppo_swarm"}},
+    models={"team/ppo_v3": EARLIER_MANIFEST.row(A), "ppo_swarm_v1": {"name": "ppo_swarm"}},
     aliases={"ppo_swarm": {"prod": AliasRow(version=1, generation=2),
                            "old": AliasRow(version=None, generation=5)}},
     tombstones={"ppo_swarm_v2": 1},
@@ -132,13 +189,25 @@ RECORDS: dict[str, Any] = {
     "fence": FENCE,
     "pointer": POINTER,
     "pointer_unset": UNSET,
+    "pointer_promoted": PROMOTED,
+    "report": STORED_REPORT,
+    "policy": POLICY,
     "intent": INTENT,
     "gc_state": GC_STATE,
     "marker": MARKER,
     "snapshot": SNAPSHOT,
     "fact_body": FACT_BODY,
 }
-READABLE = {"pointer", "pointer_unset", "gc_state", "marker", "snapshot"}
+READABLE = {
+    "pointer",
+    "pointer_unset",
+    "pointer_promoted",
+    "policy",
+    "report",
+    "gc_state",
+    "marker",
+    "snapshot",
+}
 FACTS = [
     Fact(ULID, "save", TEAM, 3),
     Fact(ULID, "delete", PPO, 3, 1),
@@ -178,6 +247,15 @@ def test_a_record_written_then_is_still_read_and_written_back_the_same(kind: str
     assert (found.encode_readable() if kind in READABLE else found.encode()) == body
 
 
+def test_a_manifest_from_before_stations_and_reports_is_still_read() -> None:
+    found = decode_version(EARLIER, "here")
+    assert found == EARLIER_MANIFEST
+    assert isinstance(found, Manifest)
+    assert (found.station, found.report, found.made_at) == (None, None, None)
+    assert "station" not in found.row(A)
+    assert MANIFEST.row(A)["station"] == "s3"
+
+
 def test_keys_of_facts_are_still_what_they_were() -> None:
     body = json.dumps([fact.key for fact in FACTS], indent=1).encode() + b"\n"
     stored = _golden("fact_keys.json", body)
@@ -186,7 +264,8 @@ def test_keys_of_facts_are_still_what_they_were() -> None:
 
 
 def test_no_golden_record_is_forgotten() -> None:
-    known = {f"{kind}.json" for kind in RECORDS} | {"fact_keys.json"}
+    known = {f"{kind}.json" for kind in RECORDS}
+    known |= {"fact_keys.json", "manifest_before_stations.json"}
     assert {path.name for path in GOLDEN.iterdir()} == known
 
 
@@ -206,7 +285,7 @@ def test_names_and_digests_are_checked_types_once_decoded(kind: str) -> None:
 def test_the_manifest_in_a_tombstone_is_kept_byte_for_byte() -> None:
     found = decode_version(TOMBSTONE.encode(), "here")
     assert isinstance(found, Tombstone)
-    assert bytes(found.record) == MANIFEST.encode()
+    assert bytes(found.record) == EARLIER
     assert found.write_ids == {ULID}
     assert not found.is_fence
     assert found.is_deleted
@@ -304,6 +383,18 @@ def test_a_field_of_the_wrong_type_is_corrupt_or_harmless(kind: str, data: st.Da
         ("pointer", ["digest"], "blake3:"),
         ("intent", ["digests", 0], "../../x"),
         ("intent", ["targets", 0, "name"], "a/../b"),
+        ("manifest", ["report", "checks", 0, "op"], "~"),
+        ("manifest", ["report", "station"], ""),
+        ("report", ["name"], "../../etc"),
+        ("report", ["digest"], "x"),
+        ("report", ["report", "checks", 0, "value"], "7"),
+        ("report", ["report", "checks", 1, "value"], {"$float": "7"}),
+        ("report", ["report", "at"], "yesterday"),
+        ("policy", ["rules", 0, "alias"], "latest"),
+        ("policy", ["rules", 0, "alias"], "../prod"),
+        ("policy", ["rules", 1], {"alias": "prod"}),
+        ("policy", ["rules", 0, "checks", 0, "threshold"], {"$float": "nan"}),
+        ("pointer_promoted", ["moves", 1, "gate", "policy"], "x"),
         ("gc_state", ["state"], "asleep"),
         ("gc_state", ["condemned", 0], "*"),
         ("snapshot", ["models"], []),

@@ -8,11 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import S3Place
 from faulty_proxy import (
     FaultyProxy,
+    answer_instead,
     faulty_proxy,
     go_down,
     lose_reply,
@@ -22,6 +24,7 @@ from faulty_proxy import (
 )
 from store_contract import LATER, Pieces
 
+from brainstore.address import Alias, Fact, Name, new_ulid
 from brainstore.errors import (
     AlreadyExists,
     Conflict,
@@ -30,7 +33,7 @@ from brainstore.errors import (
     Unsupported,
 )
 from brainstore.storage import open_store, s3_upload
-from brainstore.storage.base import ABSENT, ANYTHING, Store
+from brainstore.storage.base import ABSENT, ANYTHING, Expect, Store
 from brainstore.storage.s3 import S3Store
 from brainstore.storage.s3_upload import PART_BYTES, part_size, split
 
@@ -269,6 +272,33 @@ def test_parts_are_of_one_size_and_keep_every_byte() -> None:
     assert list(split(body, 4)) == [b"abcd", b"efgh", b"ijkl", b"m"]
 
 
+@pytest.mark.parametrize("expect", [ANYTHING, ABSENT], ids=["put", "create"])
+def test_the_page_of_a_proxy_is_no_reply(
+    behind: S3Store, proxy: FaultyProxy, expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind.put(LATER, b"1")
+    monkeypatch.setattr(proxy, "next_fault", lambda _: answer_instead)
+    for call in (
+        lambda: behind.get(LATER),
+        lambda: behind.stat(LATER),
+        lambda: list(behind.list("")),
+        lambda: behind.delete(LATER),
+    ):
+        with pytest.raises(StoreUnavailable):
+            call()
+    with pytest.raises(StoreUnavailable) as caught:
+        behind.put("journal/new", b"1", expect=expect)
+    assert caught.value.outcome_unknown
+
+
+def test_the_page_of_a_proxy_is_not_taken_for_success(
+    store: S3Store, behind: S3Store, proxy: FaultyProxy
+) -> None:
+    proxy.faults = [answer_instead]
+    behind.put(LATER, b"1", expect=ABSENT)
+    assert store.get(LATER).body == b"1"
+
+
 def test_a_missing_key_costs_one_request(store: S3Store) -> None:
     assert store.get("registry.json") is None
     assert dict(store.requests) == {"GetObject": 1}
@@ -288,6 +318,34 @@ def test_pages_are_joined(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> No
     before = store.requests["ListObjectsV2"]
     assert [found.key for found in store.list("journal/")] == keys
     assert store.requests["ListObjectsV2"] - before == 4
+
+
+def test_a_listing_of_many_pages_has_every_key_as_it_was_stored(s3_place: S3Place) -> None:
+    store, other = (
+        open_store(url, s3_place.storage_options) for url in (s3_place.url, f"{s3_place.url}2")
+    )
+    names = [Name(name) for name in ("a", "a/b", "a-b", "a.b", "a_b", "team/x.y/z_1-2")]
+    keys = [
+        Fact(new_ulid(), "move", names[n % 6], n + 1, n + 1, Alias("prod.x-1")).key
+        for n in range(1200)
+    ]
+    # The keys of a zoo have "+" and "~" in them; others may lie in the bucket, too.
+    strange = [f"files/{c}x" for c in "=%&#:@;,$é'(!*"] + ["files/a b", "files/%2B+"]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda key: store.put(key, key.encode()), keys + strange))
+    other.put("journal/x", b"1")
+    assert [found.key for found in store.list("journal/")] == sorted(keys)
+    assert [found.key for found in store.list("files/")] == sorted(strange)
+    assert [found.key for found in other.list("")] == ["journal/x"]
+    for key in [*strange, *keys[:6]]:
+        found = store.get(key)
+        assert found.body == key.encode()
+        store.put(key, b"swapped", expect=found.token)
+        assert store.stat(key).size_bytes == 7
+        store.delete(key)
+        assert store.get(key) is None
+    store.close()
+    other.close()
 
 
 def test_four_parts_at_most_are_in_memory(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def a_family(zoo: BrainManager) -> None:
     """Save a base, one tuned from it (whose name sorts first), and one that contains both."""
     zoo.save("base", params(1))
     zoo.save("a_child", params(2), parents={"base:1": "fine_tuned"})
-    zoo.save("a_fusion", params(3), frozen_experts={"dense": "a_child:1"}, files={"n": b"hi"})
+    fused = {"child": params(2), **params(3)}
+    zoo.save("a_fusion", fused, frozen_experts={"child": "a_child:1"}, files={"n": b"hi"})
 
 
 def test_everything_is_copied_byte_for_byte(source: BrainManager, target: BrainManager) -> None:

@@ -4,7 +4,8 @@
     ppo_swarm/v1/params.safetensors  one entry for each leaf of params, named by its path
     ppo_swarm/v1/opt_state.safetensors  the same for each other group
     ppo_swarm/v1/meta.json           the metadata, and what restores the trees exactly
-    ppo_swarm/v1/lineage.json        parents and frozen experts: name, version, digest
+    ppo_swarm/v1/lineage.json        station, parents, frozen experts: name, version, digest
+    ppo_swarm/v1/quality_report.json  all reports on the version, if there are any
     ppo_swarm/v1/frozen_experts/     for each expert a JSON file that says where it is
     ppo_swarm/v1/files/              the files of the version
     ppo_swarm/latest -> v1           the highest version (`latest.txt` without symlinks)

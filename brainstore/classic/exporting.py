@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ import msgspec
 from brainstore import dtypes
 from brainstore.address import LATEST, MARKER_KEY, full_name, new_ulid
 from brainstore.errors import BadParams, Conflict, Corrupt, ReadOnly, StoreUnavailable
+from brainstore.factory.reports import reports_on
 from brainstore.groups import Reader
 from brainstore.meta import BrainMeta
+from brainstore.quality import QualityReport, number_as_json
 from brainstore.records import Group, Manifest, Pin
 from brainstore.storage.disk import fsync_file
 from brainstore.tensors import ALIGNMENT, Tensor, blob_of
@@ -27,6 +30,7 @@ from brainstore.zoo import Zoo
 REGISTRY = "registry.json"
 META = "meta.json"
 LINEAGE = "lineage.json"
+REPORTS = "quality_report.json"
 EXPERTS = "frozen_experts"
 FILES = "files"
 SUFFIX = ".safetensors"
@@ -44,9 +48,9 @@ def entry_name(path: str) -> str:
 def export(zoo: Zoo, versions: Sequence[Version], folder: Path) -> list[Path]:
     """Write the versions into `folder` as plain files; return the folder of each.
 
-    A version appears whole or not at all, and one that is there already stays. They are
-    verified, and written one after the other; then `registry.json` and the `latest` links.
-    After a crash, exporting again completes the tree.
+    A version appears whole or not at all, and one that is there already stays, but for the
+    reports filed on it since. They are verified, and written one after the other; then
+    `registry.json` and the `latest` links. After a crash, exporting again completes the tree.
 
     Raises:
         Conflict: another version of that name and number is there.
@@ -61,7 +65,9 @@ def export(zoo: Zoo, versions: Sequence[Version], folder: Path) -> list[Path]:
         rows: dict[Version, Any] = {}
         for version in versions:
             manifest = zoo.registry.manifest(version)
-            _export(zoo, version, manifest, _place(folder, version))
+            place = _place(folder, version)
+            _export(zoo, version, manifest, place)
+            _write_reports(zoo, version, manifest, place)
             rows[version] = _row(manifest)
         _write_registry(folder, rows)
         for name in dict.fromkeys(version.name for version in versions):
@@ -73,10 +79,12 @@ def export(zoo: Zoo, versions: Sequence[Version], folder: Path) -> list[Path]:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except PermissionError as error:
-        raise ReadOnly(f"{folder} cannot be written: {error}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadParams(f"{folder} is no folder; name another place ({error.strerror})") from error
     except OSError as error:
-        raise StoreUnavailable(f"{folder} cannot be written: {error}. Then export again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ReadOnly(f"{folder} cannot be written: {error}") from error
+        raise StoreUnavailable(f"{folder} cannot be written: {error}. Export again") from error
 
 
 def _place(folder: Path, version: Version) -> Path:
@@ -136,14 +144,41 @@ def _write_version(zoo: Zoo, version: Version, manifest: Manifest, folder: Path)
     _write_files(zoo, version, manifest, folder / FILES)
     experts = manifest.frozen_experts
     for path, pin in experts.items():
-        where = {"subtree": path, **_pin(pin), "folder": f"{pin.name}/v{pin.version}"}
+        told = _pin(pin)
+        part = {"expert_subtree": told.pop("subtree")} if pin.subtree else {}
+        where = {"subtree": path, **told, **part, "folder": f"{pin.name}/v{pin.version}"}
         _write_json(folder / EXPERTS / f"{quote(path, safe='')}.json", where)
+    station = {"station": manifest.station} if manifest.station else {}
     lineage = {
+        **station,
         "parents": [_pin(pin) for pin in manifest.parents],
         "frozen_experts": {path: _pin(pin) for path, pin in experts.items()},
     }
     _write_json(folder / LINEAGE, lineage)
     _write_json(folder / META, {**_row(manifest), "digest": version.digest, **_trees(manifest)})
+
+
+def _write_reports(zoo: Zoo, version: Version, manifest: Manifest, folder: Path) -> None:
+    """Write all reports on the version, if there are any and the file does not say so yet."""
+    reports = [_report(each, manifest) for each in reports_on(zoo, version, manifest)]
+    found = {"digest": str(version.digest), "reports": reports}
+    path = folder / REPORTS
+    if reports and (not path.exists() or path.read_bytes() != _json(found)):
+        _replace(path, found)
+
+
+def _report(report: QualityReport, manifest: Manifest) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(report, enc_hook=number_as_json)
+    checks = [
+        {**plain, "is_passed": check.is_passed}
+        for plain, check in zip(found["checks"], report.checks, strict=True)
+    ]
+    return {
+        **found,
+        "checks": checks,
+        "is_passed": report.is_passed,
+        "came_with_save": manifest.report is not None and report.id == manifest.report.id,
+    }
 
 
 def _write_group(zoo: Zoo, manifest: Manifest, group: Group, path: Path) -> None:
@@ -261,8 +296,12 @@ def _replace(path: Path, value: Any) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
+    _write(path, [memoryview(_json(value))])
+
+
+def _json(value: Any) -> bytes:
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    _write(path, [memoryview(f"{text}\n".encode())])
+    return f"{text}\n".encode()
 
 
 def _write(path: Path, pieces: Iterable[memoryview]) -> None:

@@ -9,14 +9,18 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from brainstore.address import LATEST, Alias, Digest, Name, full_name, parse_reference
 from brainstore.classic.exporting import LINEAGE
 from brainstore.classic.tree import Found, read_tree
 from brainstore.errors import BadParams, BadReference, NotFound
+from brainstore.factory.reports import add_report, reports_on
 from brainstore.groups import PARAMS
 from brainstore.index import Row
 from brainstore.meta import BrainMeta
 from brainstore.pytree.placement import HostLeaf
+from brainstore.quality import QualityReport
 from brainstore.records import Manifest, Pin
 from brainstore.tensors import Tensor
 from brainstore.zoo import Zoo
@@ -31,9 +35,9 @@ def import_zoo(zoo: Zoo, folder: Path, save: Callable[..., str]) -> list[str]:
 
     A version keeps its number where that is the next one of its model here. Otherwise it
     is appended, and its old full name kept as a tag and as `config["imported_from"]`. One
-    that is here already, with equal params, groups and metadata, is not saved again. A
-    pin of a version that is neither in the tree nor here is not made; `lineage.json` is
-    then kept as a file.
+    that is here already, with equal params, groups and metadata, is not saved again. Reports
+    in our own export that a version lacks here are filed on it. A pin of a version that is
+    neither in the tree nor here is not made; `lineage.json` is then kept as a file.
 
     Args:
         save: `BrainManager.save`.
@@ -51,6 +55,7 @@ def import_zoo(zoo: Zoo, folder: Path, save: Callable[..., str]) -> list[str]:
         here = _already_here(zoo, origins, version)
         pins = _Pins(zoo, by_digest, names)
         names[version.full_name] = here or save(**_arguments(zoo, version, pins))
+        _add_reports(zoo, names[version.full_name], version)
     return [names[version.full_name] for version in versions]
 
 
@@ -71,6 +76,10 @@ class _Pins:
         except NotFound:
             return None
         return reference
+
+    def expert(self, pin: Pin) -> str | None:
+        reference = self.reference(pin)
+        return f"{reference}#{pin.subtree}" if reference and pin.subtree else reference
 
     def source(self, meta: BrainMeta) -> str | None:
         """Return the source checkpoint, under its name here if it came along."""
@@ -116,7 +125,8 @@ def _arguments(zoo: Zoo, version: Found, pins: _Pins) -> dict[str, Any]:
         meta.tags = list(dict.fromkeys([*meta.tags, version.full_name]))
     lineage = version.lineage
     parents = {pins.reference(pin): pin.relation for pin in lineage.parents}
-    experts = {path: pins.reference(pin) for path, pin in lineage.frozen_experts.items()}
+    experts = {path: pins.expert(pin) for path, pin in lineage.frozen_experts.items()}
+    own = next((each.report for each in version.reports if each.came_with_save), None)
     if None in parents or None in experts.values():
         _log.warning(
             "%s: a version that it pins is not here; see its %s", version.full_name, LINEAGE
@@ -131,7 +141,25 @@ def _arguments(zoo: Zoo, version: Found, pins: _Pins) -> dict[str, Any]:
         "parents": {ref: relation for ref, relation in parents.items() if ref},
         "frozen_experts": {path: ref for path, ref in experts.items() if ref},
         "files": files,
+        "station": lineage.station,
+        "report": own,
     }
+
+
+def _add_reports(zoo: Zoo, name: str, version: Found) -> None:
+    """File the version's reports on the one of this full name, unless they are there."""
+    if not version.reports:
+        return
+    here, manifest, _ = zoo.find(name)
+    known = {_content(report) for report in reports_on(zoo, here, manifest)}
+    for each in version.reports:
+        if _content(each.report) not in known:
+            add_report(zoo, zoo.own_reference(name), each.report)
+
+
+def _content(report: QualityReport) -> str:
+    """Return all of a report but its id, which is another in every zoo. NaN equals itself."""
+    return repr(msgspec.structs.replace(report, id=""))
 
 
 def _next_number(zoo: Zoo, name: Name) -> int:

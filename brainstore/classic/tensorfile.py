@@ -80,7 +80,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
     with naming(path):
         # NumPy would take a .npy or a pickle for what it is, whatever its name, and would
         # not close the file of a damaged one.
-        if not zipfile.is_zipfile(path):
+        if path.exists() and not zipfile.is_zipfile(path):
             raise BadParams("this is no .npz file, or it is truncated")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             entries = {name: archive[name] for name in archive.files}

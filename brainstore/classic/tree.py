@@ -21,7 +21,16 @@ import msgspec
 
 from brainstore import dtypes
 from brainstore.address import LATEST, MARKER_KEY, Name, full_name, parse_version
-from brainstore.classic.exporting import EXPERTS, FILES, GROUP_NAME, LINEAGE, META, REGISTRY, SUFFIX
+from brainstore.classic.exporting import (
+    EXPERTS,
+    FILES,
+    GROUP_NAME,
+    LINEAGE,
+    META,
+    REGISTRY,
+    REPORTS,
+    SUFFIX,
+)
 from brainstore.classic.exporting import entry_name as entry_of
 from brainstore.classic.tensorfile import leaf_paths, naming, nesting, read_entries
 from brainstore.errors import BadParams, NotFound
@@ -29,6 +38,7 @@ from brainstore.groups import ALL, PARAMS
 from brainstore.meta import BrainMeta, unmarked
 from brainstore.pytree.placement import HostLeaf, place
 from brainstore.pytree.structure import unflatten
+from brainstore.quality import QualityReport
 from brainstore.records import Pin
 
 _log = logging.getLogger(__name__)
@@ -45,8 +55,17 @@ class Trees(msgspec.Struct):
 
 
 class Lineage(msgspec.Struct):
+    station: str | None = None
     parents: tuple[Pin, ...] = ()
     frozen_experts: dict[str, Pin] = {}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report that our own export wrote, and whether it came with the save."""
+
+    report: QualityReport
+    came_with_save: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class Found:
     digest: str | None
     trees: Trees
     lineage: Lineage
+    reports: tuple[Reported, ...]
     files: dict[str, Path]
     groups: dict[str, Path]
 
@@ -186,6 +206,7 @@ def _found(folder: Path, name: Name, number: int, entry: dict[str, Any]) -> Foun
     is_ours = str(told.get("digest")).startswith("blake3:") and "structure" in told
     groups = {path.stem: _inside(folder, path) for path in files.values() if path.suffix == SUFFIX}
     lineage = _object(_inside(folder, files[LINEAGE])) if is_ours and LINEAGE in files else {}
+    reports = _reports(_inside(folder, files[REPORTS])) if is_ours and REPORTS in files else ()
     trees = msgspec.convert(told, Trees) if is_ours else Trees({})
     _check_names([*groups, *trees.structure])
     written_at = datetime.fromtimestamp(int(groups[PARAMS].stat().st_mtime), UTC)
@@ -196,6 +217,7 @@ def _found(folder: Path, name: Name, number: int, entry: dict[str, Any]) -> Foun
         digest=told["digest"] if is_ours else None,
         trees=trees,
         lineage=msgspec.convert(lineage, Lineage, dec_hook=lambda kind, text: kind(text)),
+        reports=reports,
         files=_files(folder, place, is_ours=is_ours),
         groups=groups,
     )
@@ -222,9 +244,28 @@ def _meta(told: dict[str, Any], written_at: datetime, *, is_ours: bool) -> Brain
 def _files(folder: Path, place: Path, *, is_ours: bool) -> dict[str, Path]:
     """Return what travels as files: of the original's, the records that are its own."""
     kept = {path: path.relative_to(place / FILES) for path in _below(place / FILES)}
-    for name in ("quality_report.json", *(() if is_ours else (LINEAGE, EXPERTS))):
+    for name in () if is_ours else (REPORTS, LINEAGE, EXPERTS):
         kept.update({path: path.relative_to(place) for path in _below(place / name)})
     return {name.as_posix(): _inside(folder, path) for path, name in kept.items()}
+
+
+def _reports(path: Path) -> tuple[Reported, ...]:
+    with naming(path):
+        told = _object(path).get("reports")
+        if not isinstance(told, list) or not all(isinstance(each, dict) for each in told):
+            raise BadParams('expected {"reports": [a report each]}')
+        return tuple(map(_reported, told))
+
+
+def _reported(told: dict[str, Any]) -> Reported:
+    """Return one report; whether it passes follows from what it holds, and is not read."""
+    known = {key: told[key] for key in QualityReport.__struct_fields__ if key in told}
+    checks = [
+        {key: value for key, value in check.items() if key != "is_passed"}
+        for check in known.get("checks", ())
+    ]
+    report = QualityReport.of({**known, "checks": checks})
+    return Reported(report, told.get("came_with_save") is True)
 
 
 def _below(path: Path) -> list[Path]:

@@ -10,36 +10,35 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from brainstore import __version__, errors, settings
+from brainstore.cli.codes import (
+    BROKEN_PIPE,
+    CONFLICT,
+    CORRUPT,
+    GATE,
+    INTERRUPTED,
+    NOT_FOUND,
+    OTHER,
+    UNAVAILABLE,
+    USAGE,
+)
+from brainstore.cli.render import visible
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
 
 _log = logging.getLogger(__name__)
 
-USAGE, NOT_FOUND, CONFLICT, CORRUPT, GATE, UNAVAILABLE = 2, 3, 4, 5, 6, 7
-OTHER, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
-
 _ORDER = [
-    *[
-        "init",
-        "save",
-        "ls",
-        "show",
-        "log",
-        "diff",
-        "alias",
-        "unalias",
-        "rollback",
-        "rm",
-        "undelete",
-    ],
-    *["export", "import", "push", "pull", "sync", "cache", "doctor", "fsck", "demo", "completion"],
-]
+    "init", "save", "ls", "show", "log", "diff", "alias", "unalias", "rollback", "rm", "undelete",
+    "report", "promote", "policy", "lineage", "export", "import", "migrate", "push", "pull", "sync",
+    "cache", "doctor", "fsck", "verify", "demo", "completion",
+]  # fmt: skip
 
 _CODES: list[tuple[type[BaseException], int]] = [
     (errors.BadReference, USAGE),
@@ -81,8 +80,9 @@ class Call:
 
     def open_for(self, ref: str) -> tuple[BrainManager, str]:
         """Return the zoo that a reference names, or the usual one, and what to ask of it."""
-        url, _, rest = ref.rpartition("::")
-        return self.open(url or None), rest
+        url, named, rest = ref.rpartition("::")
+        # "::x" names no zoo: not the usual one either.
+        return self.open(url or None), rest if url or not named else ref
 
 
 class Verbs(click.Group):
@@ -152,7 +152,29 @@ def plain_value(text: str) -> Any:
         return text
 
 
+def read_table(path: str, option: str) -> dict[str, Any]:
+    """Return what a .json or .toml file holds, which must be a table of fields.
+
+    Raises:
+        click.UsageError: it does not parse, or is something else.
+    """
+    import tomllib
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {path}: {error}") from None
+    except RecursionError:
+        raise click.UsageError(f"{option} {path}: is nested too deep") from None
+    if not isinstance(found, dict):
+        raise click.UsageError(f"{option} {path}: expected a table of fields")
+    return found
+
+
 def _set_zoo(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value == "":
+        raise click.UsageError("--zoo is empty; name a folder or a URL, or leave it out")
     if value is not None:
         ctx.ensure_object(Call).zoo = value
 
@@ -215,7 +237,7 @@ class _Lines(logging.Formatter):
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(visible(f"warning: {message}"), err=True)
 
 
 @contextmanager
@@ -229,7 +251,7 @@ def _errors_reported() -> Iterator[None]:
         # Whoever read our output has seen enough; the interpreter must not flush more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(BROKEN_PIPE) from None
-    except (errors.BrainstoreError, OSError, ModuleNotFoundError) as error:
+    except (errors.BrainstoreError, OSError, ImportError) as error:
         _log.debug("traceback", exc_info=error)
         for line in lines_of(error):
             click.echo(line, err=True)
@@ -238,8 +260,8 @@ def _errors_reported() -> Iterator[None]:
 
 def lines_of(error: BaseException) -> list[str]:
     """Return what to print of an error: what went wrong, then the notes on it."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, ModuleNotFoundError):
+    text = visible(str(error) or type(error).__name__)
+    if isinstance(error, ImportError):
         text += ". See what is missing: brainstore doctor"
     return [f"error: {text}", *getattr(error, "__notes__", [])]
 

@@ -1,20 +1,23 @@
-"""Verbs that care for a zoo and this machine: cache, doctor, fsck; and completion, demo."""
+"""Verbs that care for a zoo and this machine: cache, doctor, fsck, verify; completion, demo."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from brainstore.cli import render
-from brainstore.cli.app import CORRUPT, Call, verb, verbs
+from brainstore.cli.app import Call, verb, verbs
+from brainstore.cli.codes import CORRUPT
+from brainstore.errors import Unsupported
 
 if TYPE_CHECKING:
     from brainstore.cache import Cached
     from brainstore.fsck import Finding
     from brainstore.manager import BrainManager
+    from brainstore.verification import Verification
 
 
 @verbs.group("cache")
@@ -125,7 +128,8 @@ def fsck(call: Call, name: str | None, deep: bool, repair: bool) -> None:
         render.print_json(findings)
     else:
         for finding in findings:
-            click.echo(f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}")
+            told = f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}"
+            click.echo(render.visible(told))
         click.echo(_verdict(findings))
     if remaining:
         click.get_current_context().exit(CORRUPT)
@@ -153,6 +157,56 @@ def _verdict(findings: Sequence[Finding]) -> str:
     return ", ".join(texts) or "no damage found"
 
 
+@verb("verify")
+@click.argument("ref")
+@click.option(
+    "--network", metavar="MODULE:CLASS",
+    help="Replay with this class, imported from here, not with the stored program.",
+)  # fmt: skip
+def verify(call: Call, ref: str, network: str | None) -> None:
+    """Replay the golden behaviour of a version.
+
+    Says how far off each output is; exits with 5 if one is farther than its tolerance.
+    """
+    zoo, ref = call.open_for(ref)
+    network_class = None if network is None else _imported(network)
+    found = zoo.verify(ref, network_class)
+    if call.as_json:
+        render.print_json(_plain(found))
+    else:
+        click.echo(str(found))
+    if not found.holds:
+        click.get_current_context().exit(CORRUPT)
+
+
+def _imported(name: str) -> Any:
+    """Return what `module:Class` names; the module may lie in the current folder."""
+    import importlib
+    import sys
+
+    module, separator, attribute = name.partition(":")
+    if not module or not separator or not attribute:
+        raise click.UsageError(f"--network {name}: expected MODULE:CLASS, such as networks:MyActor")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"--network {name}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _plain(found: Verification) -> dict[str, Any]:
+    return {
+        "name": found.version.name,
+        "version": found.version.version,
+        "digest": found.version.digest,
+        "holds": found.holds,
+        "played_with": found.played_with,
+        "checks": found.checks,
+    }
+
+
 @verb("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(call: Call, shell: str) -> None:
@@ -174,6 +228,11 @@ def completion(call: Call, shell: str) -> None:
 @verb("demo")
 def demo(call: Call) -> None:
     """Train, save, improve and roll back a small swarm."""
-    from brainstore.demo.story import run
-
+    try:
+        from brainstore.demo.story import run
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"the demo needs {error.name}, which is not installed. "
+            "Run: pip install 'brainstore[demo]'"
+        ) from error
     run(call.zoo)

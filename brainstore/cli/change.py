@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from brainstore.address import LATEST
 from brainstore.cli import render
-from brainstore.cli.app import OTHER, Call, pairs, plain_value, verb
+from brainstore.cli.app import Call, pairs, plain_value, read_table, verb
+from brainstore.cli.codes import OTHER
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
@@ -62,6 +62,15 @@ def _fields(marker: Any) -> dict[str, Any]:
     help="What this was made from, and how, such as ppo_swarm:1=fine_tuned; may be repeated.",
 )  # fmt: skip
 @click.option(
+    "--expert", "experts", metavar="PATH=REF", multiple=True, callback=pairs,
+    help="A part of the params that is a frozen expert; may be repeated.",
+)  # fmt: skip
+@click.option("--station", metavar="TEXT", help="Which station of the factory made it.")
+@click.option(
+    "--report", "report_file", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+    help="A .json or .toml file with a quality report, committed with it.",
+)  # fmt: skip
+@click.option(
     "--alias", "aliases", metavar="ALIAS", multiple=True,
     help="A pointer, such as prod, to move to the new version; may be repeated.",
 )  # fmt: skip
@@ -78,6 +87,9 @@ def save(
     config: list[tuple[str, str]],
     tags: tuple[str, ...],
     parents: tuple[str, ...],
+    experts: list[tuple[str, str]],
+    station: str | None,
+    report_file: str | None,
     aliases: tuple[str, ...],
     files: list[tuple[str, str]],
     **fields: Any,
@@ -86,17 +98,23 @@ def save(
 
     FILE is a .safetensors or a .npz.
     """
+    from brainstore.meta import BrainMeta
+
     zoo = call.open()
-    meta = _read_meta(meta_file) if meta_file else {}
+    meta = read_table(meta_file, "--meta") if meta_file else {}
     meta |= {key: value for key, value in fields.items() if value is not None}
-    meta["metrics"] = {**meta.get("metrics", {}), **{key: _number(key, x) for key, x in metrics}}
-    meta["config"] = {**meta.get("config", {}), **{key: plain_value(x) for key, x in config}}
-    meta["tags"] = [*meta.get("tags", []), *tags]
+    meta = vars(BrainMeta.of(meta))
+    meta["metrics"] |= {key: _number(key, x) for key, x in metrics}
+    meta["config"] |= {key: plain_value(x) for key, x in config}
+    meta["tags"] += tags
     full_name = zoo.import_file(
         file,
         name,
         meta,
         parents=dict(map(_parent, parents)),
+        frozen_experts=dict(experts),
+        station=station,
+        report=read_table(report_file, "--report") if report_file else None,
         aliases=aliases,
         files=dict(files),
     )
@@ -107,20 +125,6 @@ def save(
         )
     else:
         click.echo(full_name)
-
-
-def _read_meta(path: str) -> dict[str, Any]:
-    import json
-    import tomllib
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        meta = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(f"--meta {path}: {error}") from None
-    if not isinstance(meta, dict):
-        raise click.UsageError(f"--meta {path}: expected a table of fields, such as BrainMeta has")
-    return meta
 
 
 def _number(key: str, text: str) -> float:
@@ -143,21 +147,24 @@ def _parent(text: str) -> tuple[str, str | None]:
     help="Only if the alias names version N by now; 0: only if it names none.",
 )  # fmt: skip
 @click.option("--why", default="", metavar="TEXT", help="A reason, for the log.")
-def alias(call: Call, ref: str, alias: str, expected: int | None, why: str) -> None:
+@click.option("--force", is_flag=True, help="Even if the zoo's policy guards the alias.")
+def alias(call: Call, ref: str, alias: str, expected: int | None, why: str, force: bool) -> None:
     """Make ALIAS, such as prod, name the version REF."""
     zoo, ref = call.open_for(ref)
-    _moved(call, zoo.alias(ref, alias, expected, why=why), alias)
+    moved(call, zoo.alias(ref, alias, expected, why=why, force=force), alias)
 
 
 @verb("rollback")
 @click.argument("name")
 @click.argument("alias", metavar="ALIAS")
-def rollback(call: Call, name: str, alias: str) -> None:
+@click.option("--force", is_flag=True, help="Even if the policy guards it and never let it there.")
+def rollback(call: Call, name: str, alias: str, force: bool) -> None:
     """Move ALIAS of NAME back to where it was."""
-    _moved(call, call.open().rollback(name, alias), alias)
+    moved(call, call.open().rollback(name, alias, force=force), alias)
 
 
-def _moved(call: Call, version: Version, alias: str) -> None:
+def moved(call: Call, version: Version, alias: str) -> None:
+    """Print where an alias is now."""
     if call.as_json:
         render.print_json({"alias": alias, **_version(version)})
     else:
@@ -238,7 +245,7 @@ def _told(done: dict[str, Any]) -> str:
 
 def _found(call: Call, ref: str) -> tuple[BrainManager, Version]:
     zoo, ref = call.open_for(ref)
-    return zoo, zoo.resolve(ref)
+    return zoo, zoo.zoo.registry.resolve(zoo.zoo.own_reference(ref))
 
 
 def _confirm(versions: list[Version]) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from brainstore import __version__, settings
 from brainstore.cli import render
-from brainstore.cli.app import OTHER, code_of, lines_of
+from brainstore.cli.app import code_of, lines_of
+from brainstore.cli.codes import OTHER
 from brainstore.errors import BrainstoreError, NoZoo
 
 if TYPE_CHECKING:

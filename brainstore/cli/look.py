@@ -50,6 +50,8 @@ def ls(
     if not everything:
         _require_something(zoo, name)
     shown = [column.strip() for column in columns.split(",")]
+    if columns == DEFAULT_COLUMNS and any(row["station"] for row in everything):
+        shown.append("station")
     _require_fields(everything, [*shown, *(path for path, _ in where), *([sort] if sort else [])])
     rows = _sorted([row for row in everything if _fits(row, where)], sort)
     if call.as_json:
@@ -144,7 +146,7 @@ def log(call: Call, name: str | None) -> None:
         render.print_json(happenings)
     elif happenings:
         rows = [
-            [render.when(x.at), x.by or "?", x.what, x.ref, x.why or render.NOTHING]
+            [render.when(x.at), x.by or "?", x.what, x.ref, x.grounds or render.NOTHING]
             for x in happenings
         ]
         render.print_table(["AT", "BY", "WHAT", "REF", "WHY"], rows)
@@ -164,4 +166,4 @@ def diff(call: Call, old: str, new: str) -> None:
     if call.as_json:
         render.print_json(found.to_dict())
     else:
-        click.echo(str(found))
+        click.echo(render.visible(str(found)))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.cli.app import CONFLICT, CORRUPT, Call, verb
+from brainstore.cli.app import Call, verb
+from brainstore.cli.codes import CONFLICT, CORRUPT
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
@@ -150,6 +151,7 @@ def _plain(report: SyncReport, source: str, target: str) -> dict[str, Any]:
         "dry_run": report.dry_run,
         "planned_bytes": report.planned_bytes,
         "sent_bytes": report.sent_bytes,
+        "quality_reports": report.quality_reports,
         "outcomes": report.outcomes,
     }
 
@@ -160,10 +162,12 @@ def _print_report(report: SyncReport) -> None:
         if each.status != "present":
             word = _TO_DO.get(each.status, each.status) if report.dry_run else each.status
             is_trouble = each.status in ("conflict", "failed")
-            click.echo(f"{word} {_told(each)}", err=is_trouble)
+            click.echo(render.visible(f"{word} {_told(each)}"), err=is_trouble)
     counts = Counter[str](each.status for each in report.outcomes)
     words = [(status, _TO_DO.get(status, status) if report.dry_run else status) for status in _ALL]
     parts = [f"{counts[status]:,} {word}" for status, word in words if counts[status]]
+    if report.quality_reports:
+        parts.append(render.counted(report.quality_reports, "report"))
     if report.dry_run:
         told = f"{render.size(report.planned_bytes)} to send; nothing was done"
     else:

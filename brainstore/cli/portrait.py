@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brainstore.cli import render
-from brainstore.meta import unmarked
+from brainstore.cli.factory import plain_report, plain_rule
+from brainstore.errors import Corrupt, Unsupported
+from brainstore.meta import BrainMeta, unmarked
 
 if TYPE_CHECKING:
     from brainstore.cli.app import Call
     from brainstore.manager import BrainManager
-    from brainstore.records import Group, Manifest, Pin
+    from brainstore.quality import QualityReport
+    from brainstore.records import Group, Manifest, Pin, Pointer
     from brainstore.versions import Version
 
 
@@ -21,20 +24,27 @@ def portrait(
     zoo: BrainManager, call: Call, version: Version, manifest: Manifest, *, leaves: bool
 ) -> dict[str, Any]:
     """Return all that is known of a version, as plain data with stable keys."""
-    aliases = zoo.aliases(version.name)
+    BrainMeta.of_manifest(manifest)  # refuses what could not be shown
+    pointers = zoo.zoo.registry.pointers.all_of(version.name)
+    naming = [pointer for pointer in pointers if pointer.version == version.version]
+    reports, problem = _reports(zoo, version)
     return {
         "full_name": version.full_name,
         "name": version.name,
         "version": version.version,
         "digest": version.digest,
         "zoo": zoo.zoo.url,
-        "aliases": [alias for alias, number in aliases.items() if number == version.version],
+        "aliases": [pointer.ref for pointer in naming],
         "saved_at": manifest.created_at,
         "by": manifest.by,
         "meta": unmarked(manifest.meta),
         "groups": {
             name: _group(group, manifest, leaves=leaves) for name, group in manifest.groups.items()
         },
+        "station": manifest.made_at,
+        "reports": reports,
+        "reports_problem": problem,
+        "gates": {pointer.ref: gate for pointer in naming if (gate := _gate(pointer))},
         "parents": [_pin(pin) for pin in manifest.parents],
         "frozen_experts": {path: _pin(pin) for path, pin in manifest.frozen_experts.items()},
         "files": {name: file.size_bytes for name, file in manifest.files.items()},
@@ -77,6 +87,9 @@ def print_portrait(found: Mapping[str, Any]) -> None:
         "tags": ", ".join(meta.get("tags", [])),
         "notes": str(meta.get("notes", "")).splitlines(),
         "source": meta.get("source_checkpoint"),
+        "station": found["station"],
+        "reports": found["reports_problem"] or [report["text"] for report in found["reports"]],
+        "gates": [f"{alias}: {gate['text']}" for alias, gate in found["gates"].items()],
         "parents": [_pin_text(pin) for pin in found["parents"]],
         "experts": [f"{path}: {_pin_text(pin)}" for path, pin in found["frozen_experts"].items()],
         "groups": [line for name, group in found["groups"].items() for line in _lines(name, group)],
@@ -107,12 +120,41 @@ def _pin(pin: Pin) -> dict[str, Any]:
         "version": pin.version,
         "digest": pin.digest,
         "relation": pin.relation,
+        **({"subtree": pin.subtree} if pin.subtree else {}),
+    }
+
+
+def _reports(zoo: BrainManager, version: Version) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the reports on a version; or none, and why they cannot be read."""
+    try:
+        return [_report(report) for report in zoo.reports(f"{version}@{version.digest}")], None
+    except (Corrupt, Unsupported) as error:
+        return [], str(error)
+
+
+def _report(report: QualityReport) -> dict[str, Any]:
+    return {**plain_report(report), "text": f"{report}, {render.age(report.at)} ago"}
+
+
+def _gate(pointer: Pointer) -> dict[str, Any] | None:
+    """Return on what grounds the alias names its version, if a policy had a say."""
+    gate = pointer.moves[-1].gate if pointer.moves else None
+    if gate is None:
+        return None
+    return {
+        "policy": gate.policy,
+        "generation": gate.generation,
+        "rules": list(map(plain_rule, gate.rules)),
+        "reports": gate.reports,
+        "is_forced": gate.is_forced,
+        "text": str(gate),
     }
 
 
 def _pin_text(pin: Mapping[str, Any]) -> str:
     relation = f" ({pin['relation']})" if pin["relation"] else ""
-    return f"{pin['name']}:{pin['version']}{relation}, {pin['digest'][:15]}…"
+    part = f"#{pin['subtree']}" if pin.get("subtree") else ""
+    return f"{pin['name']}:{pin['version']}{part}{relation}, {pin['digest'][:15]}…"
 
 
 def _lines(name: str, group: Mapping[str, Any]) -> list[str]:

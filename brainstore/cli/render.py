@@ -20,8 +20,12 @@ _LEAST_WIDTH = 8
 
 def print_json(value: Any) -> None:
     """Print plain values and records as JSON; NaN and infinities, which it lacks, as null."""
-    body = msgspec.json.encode(value, enc_hook=str)
+    body = msgspec.json.encode(value, enc_hook=_plain)
     click.echo(msgspec.json.format(body, indent=2).decode())
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, float) else str(value)
 
 
 def print_table(
@@ -34,6 +38,7 @@ def print_table(
     Args:
         right: headers of the columns that are aligned to the right.
     """
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     if sys.stdout.isatty():
         _fit(widths, shutil.get_terminal_size().columns)
@@ -61,7 +66,18 @@ def print_fields(fields: Mapping[str, str | Sequence[str]]) -> None:
     width = max(map(len, fields)) if fields else 0
     for key, value in fields.items():
         for index, line in enumerate([value] if isinstance(value, str) else value):
-            click.echo(f"  {key if index == 0 else '':{width}}  {line}".rstrip())
+            click.echo(f"  {key if index == 0 else '':{width}}  {visible(line)}".rstrip())
+
+
+def visible(text: str) -> str:
+    """Return text in which whatever would steer a terminal is an escape such as `\\x1b`.
+
+    Line ends stay. Notes, names of people and reasons come from records, which anybody may
+    have written.
+    """
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() or x == "\n" else ascii(x)[1:-1] for x in text)
 
 
 def size(size_bytes: float) -> str:

@@ -16,6 +16,7 @@ from brainstore.address import (
     LATEST,
     MARKER_KEY,
     MODELS_PREFIX,
+    POLICY_KEY,
     PROBE_PREFIX,
     SNAPSHOT_KEY,
     Alias,
@@ -26,8 +27,10 @@ from brainstore.address import (
     intent_key,
     parse_blob_key,
     parse_fact_key,
+    parse_intent_key,
     parse_manifest_key,
     parse_pointer_key,
+    parse_report_key,
     pointer_key,
 )
 from brainstore.errors import (
@@ -36,6 +39,7 @@ from brainstore.errors import (
     Unsupported,
 )
 from brainstore.fsck.content import Content
+from brainstore.fsck.quality import policy_findings, report_findings
 from brainstore.fsck.repair import mend
 from brainstore.fsck.survey import Finding, Key, Survey, each, survey
 from brainstore.index import Index, Row
@@ -70,7 +74,7 @@ def fsck(
         NotFound: there is no model of this name.
         StoreUnavailable, ReadOnly: the store failed; damage raises nothing.
     """
-    check = _Check(zoo, Name(name) if name else None, deep)
+    check = _Check(zoo, None if name is None else Name(name), deep)
     findings = check.run()
     if check.name and not (findings or check.survey.versions):
         zoo.registry.resolve(Reference(check.name, alias=Alias(LATEST)))
@@ -103,6 +107,7 @@ class _Check:
         self.is_zoo = True
         self._deep = deep
         self._other: list[Stat] = []
+        self._reports: list[str] = []
 
     def run(self) -> list[Finding]:
         records = self._listed()
@@ -118,9 +123,11 @@ class _Check:
         return [
             *found,
             *_collector(self.zoo),
+            *policy_findings(self.zoo),
             *self.survey.findings,
             *self._missing_blobs(),
             *self._pointers_and_index(),
+            *report_findings(self.zoo, self.survey, self._reports),
             *_stale_intents(self.zoo),
             *self._strays(),
         ]
@@ -134,6 +141,8 @@ class _Check:
                 self.blobs[digest] = stat.size_bytes
             elif parse_manifest_key(stat.key) or parse_pointer_key(stat.key):
                 records.append(stat.key)
+            elif parse_report_key(stat.key):
+                self._reports.append(stat.key)
             else:
                 self._other.append(stat)
         return records
@@ -195,7 +204,9 @@ class _Check:
     def _strays(self) -> Iterator[Finding]:
         for stat in self._other:
             if text := _stray_text(stat.key):
-                yield Finding("stray", stat.key, text)
+                # A name of a file may be bytes that are no text.
+                where = stat.key.encode(errors="backslashreplace").decode()
+                yield Finding("stray", where, text)
 
 
 _ASIDE = "Run: brainstore fsck --deep --repair, which moves it aside. "
@@ -244,6 +255,9 @@ def _is_live(zoo: Zoo, key: Key) -> bool:
 def _intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
     """Yield every intent; None for one that cannot be read."""
     for stat in zoo.store.list(INTENTS_PREFIX):
+        if parse_intent_key(stat.key) is None:
+            yield stat, None
+            continue
         found = zoo.store.get(stat.key)
         if found is not None:
             try:
@@ -352,9 +366,11 @@ def _differing(right: Row, found: Row) -> list[str]:
 
 def _stray_text(key: str) -> str:
     """Return what to say of a key that is no record and no blob; nothing if it has a place."""
-    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY) or key.startswith(INTENTS_PREFIX):
+    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY, POLICY_KEY) or key.startswith(
+        INTENTS_PREFIX
+    ):
         return ""
-    if parse_fact_key(key) is not None or _is_report(key):
+    if parse_fact_key(key) is not None:
         return ""
     if key.startswith(DAMAGED_PREFIX):
         return "a damaged blob that a repair moved here; remove it when it is not needed"
@@ -363,8 +379,3 @@ def _stray_text(key: str) -> str:
     if key.startswith(BLOBS_PREFIX):
         return "lies among the blobs, but is not named like one"
     return "is nothing of brainstore's, and is left alone"
-
-
-def _is_report(key: str) -> bool:
-    version, found, _ = key.rpartition("/reports/")
-    return bool(found) and parse_manifest_key(f"{version}/manifest.json") is not None

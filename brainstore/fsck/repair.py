@@ -48,7 +48,10 @@ def mend(zoo: Zoo, findings: Iterable[Finding], seen: Survey) -> None:
     findings = list(findings)
     kinds = {finding.kind for finding in findings}
     known = known_index(zoo)
-    if kinds & {"marker", "gc"} and (seen.versions or seen.pointers or zoo.store.get(SNAPSHOT_KEY)):
+    # Of a format to come, or the original's.
+    is_strange = any(f.kind == "newer" and f.where == SNAPSHOT_KEY for f in findings)
+    has_any = seen.versions or seen.pointers or zoo.store.get(SNAPSHOT_KEY)
+    if kinds & {"marker", "gc"} and has_any and not is_strange:
         _tried(lambda: create_missing(zoo))
     _tried(lambda: finish_abandoned(zoo.registry))
     places = {place for f in findings if f.kind in ("pointer", "latest")
@@ -58,8 +61,7 @@ def mend(zoo: Zoo, findings: Iterable[Finding], seen: Survey) -> None:
             _tried(lambda name=name: mend_latest(zoo, name))  # type: ignore[misc]  # bound now
         elif (name, alias) in seen.damaged_pointers:
             _tried(lambda name=name, alias=alias: mend_alias(zoo, name, alias, known))  # type: ignore[misc]  # bound now
-    is_newer = any(f.kind == "newer" and f.where == SNAPSHOT_KEY for f in findings)
-    if (places or "index" in kinds) and not is_newer:
+    if (places or "index" in kinds) and not is_strange:
         _tried(lambda: rebuild_index(zoo))
 
 
@@ -244,6 +246,8 @@ def set_aside(zoo: Zoo, digest: Digest, size_bytes: int) -> None:
     # Where an earlier damage of it was kept, that one stays, and this one is dropped.
     with suppress(AlreadyExists):
         zoo.store.put(damaged_key(digest), body, expect=ABSENT)
+    # Before it goes, for we may die; and after, for who has looked in between.
+    _void_knowledge(zoo)
     zoo.store.delete(blob_key(digest))
     _void_knowledge(zoo)
 

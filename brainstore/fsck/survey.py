@@ -19,8 +19,11 @@ from brainstore.address import (
     pointer_key,
 )
 from brainstore.errors import BadReference, Corrupt, Unsupported
+from brainstore.groups import PARAMS
 from brainstore.index import Index, Row
-from brainstore.records import AliasRow, Manifest, Pointer, Tombstone
+from brainstore.meta import BrainMeta
+from brainstore.pytree.structure import count_leaves
+from brainstore.records import AliasRow, Group, Manifest, Pointer, Tombstone
 from brainstore.versions import Stored
 from brainstore.zoo import Zoo
 
@@ -40,6 +43,7 @@ class Finding:
     blob-missing, blob-size, blob-damaged, leaf
                         content: gone, of another size, of other bytes, of another form
     pointer, latest     an alias, or `latest`, names what it must not
+    report, policy      a quality report that cannot count, or a policy that cannot be read
     index               snapshot or journal differ from the records
     intent, stray       harmless: a save that died long ago, a key of nobody's
     """
@@ -179,9 +183,16 @@ def _read(zoo: Zoo, key: Key, stored: Stored, leaves: bool) -> tuple[Seen, list[
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    """Yield what in the manifest disagrees with itself."""
+    """Yield what in the manifest disagrees with itself, or is nothing that a save writes."""
+    try:
+        BrainMeta.of_manifest(manifest)
+    except Corrupt as error:
+        yield str(error)
+    if PARAMS not in manifest.groups:
+        yield f"there is no group {PARAMS!r}"
     listed = manifest.blobs
     for group, content in manifest.groups.items():
+        yield from _problems_of_structure(group, content)
         for leaf in content.leaves:
             for blob in leaf.blobs():
                 if blob not in listed:
@@ -191,6 +202,17 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name, stored in manifest.files.items():
         if listed.get(stored.blob) != stored.size_bytes:
             yield f"file {name!r} is not listed among the blobs, or with another size"
+
+
+def _problems_of_structure(name: str, group: Group) -> Iterator[str]:
+    try:
+        places = count_leaves(group.structure)
+    except Corrupt as error:
+        yield f"{name}: {error}"
+    else:
+        if places != len(group.leaves):
+            listed = len(group.leaves)
+            yield f"the structure of {name} has {places:,} leaves, and {listed:,} are listed"
 
 
 def _forms(manifest: Manifest) -> dict[Digest, set[LeafForm]]:

@@ -54,6 +54,7 @@ def _jax_dtype(dtype: str) -> Any:
 
     impl = dtypes.key_impl(dtype)
     if impl is None:
+        dtypes.carrier(dtype, ())  # refuses what is no dtype
         return dtypes.numpy_dtype(dtype)
     try:
         return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from brainstore.errors import BadParams, StoreUnavailable, Unsupported
 from brainstore.storage.base import Store
@@ -38,14 +38,21 @@ def open_store(
     """
     if isinstance(where, Store):
         return where
-    if isinstance(where, tuple):
+    if isinstance(where, tuple) and len(where) == 2:
         return _open_in_filesystem(*where, single_writer=single_writer)
-    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
+    if not _is_path(where):
         raise BadParams(f"store {where!r}: expected a path, a URL or (filesystem, path)")
     found = _PROTOCOL.fullmatch(os.fspath(where))
     if found is None:
         return _open_folder(os.fspath(where))
     return _open_url(found["protocol"].lower(), found["rest"], storage_options, single_writer)
+
+
+def _is_path(where: object) -> TypeGuard[str | os.PathLike[str]]:
+    if not isinstance(where, (str, os.PathLike)):
+        return False
+    text = os.fspath(where)
+    return isinstance(text, str) and text != "" and "\0" not in text
 
 
 def _open_url(

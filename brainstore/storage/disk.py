@@ -18,6 +18,8 @@ LEFTOVER_PREFIX = ".tmp-"
 ABSENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 _CHUNK_BYTES = 1 << 20
+# Opening a pipe waits for its writer otherwise.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 def token_of(body: bytes | Body) -> Token:
@@ -38,9 +40,27 @@ def write_all(descriptor: int, body: bytes | Body) -> Token:
     return Token(hasher.hexdigest())
 
 
+def open_file(file: Path) -> int:
+    """Return a descriptor of an ordinary file, open for reading.
+
+    Raises:
+        FileNotFoundError: there is none, but perhaps a pipe or a device, which has no end.
+    """
+    descriptor = os.open(file, os.O_RDONLY | _AT_ONCE)
+    if file_type.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "it is no ordinary file", str(file))
+
+
+def read_file(file: Path) -> bytes:
+    with os.fdopen(open_file(file), "rb") as opened:
+        return opened.read()
+
+
 def read_range(file: Path, start: int, stop: int) -> bytes | None:
     """Return the bytes [start, stop), or None when the file ends before `stop`."""
-    with file.open("rb", buffering=0) as opened:
+    with os.fdopen(open_file(file), "rb", buffering=0) as opened:
         if os.fstat(opened.fileno()).st_size < stop:
             return None
         opened.seek(start)

@@ -72,7 +72,7 @@ class LocalStore(Store):
     def get(self, key: str) -> Object | None:
         with self._explained("read", key):
             try:
-                body = self._file(key).read_bytes()
+                body = disk.read_file(self._file(key))
             except disk.ABSENT_ERRORS:
                 return None
         return Object(body, disk.token_of(body))
@@ -113,7 +113,7 @@ class LocalStore(Store):
         file = self._file(key)
         with self._explained("read", key):
             try:
-                descriptor = os.open(file, os.O_RDONLY)
+                descriptor = disk.open_file(file)
             except disk.ABSENT_ERRORS:
                 return None
             try:
@@ -163,7 +163,7 @@ class LocalStore(Store):
     def _find_equal(self, key: str, file: Path, body: bytes | Body) -> Token | None:
         """Return the token when `body` is there, durably; None when nothing is there."""
         try:
-            descriptor = os.open(file, os.O_RDONLY)
+            descriptor = disk.open_file(file)
         except FileNotFoundError:
             return None
         try:
@@ -217,12 +217,14 @@ class LocalStore(Store):
             )
         try:
             with self._locked(file.parent):
-                found = disk.token_of(file.read_bytes())
+                found = disk.token_of(disk.read_file(file))
                 if found != expect:
                     raise Conflict(
                         f"{key} in {self.url} was changed by another writer: expected state "
                         f"{expect[:12]}, found {found[:12]}. Load it again and retry."
                     )
+                # Who made the folder may not have come to the line that makes it last.
+                self._make_folder(file.parent)
                 return self._replace(key, file, body)
         except disk.ABSENT_ERRORS:
             raise Conflict(
@@ -283,7 +285,7 @@ class LocalStore(Store):
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root)):
             raise ReadOnly(
                 f"{folder} is a symbolic link that leads out of {self.url}; nothing is "
-                "written through it. Make it an ordinary folder."
+                "written or removed through it. Make it an ordinary folder."
             )
 
     def _make_name_durable(self, key: str, folder: Path) -> None:
@@ -317,6 +319,7 @@ class LocalStore(Store):
         The kernel takes the lock from a process that dies. Without flock, no lock is
         held: then there are no swaps that a lock would guard.
         """
+        self._refuse_to_leave(folder)
         if fcntl is None:
             yield
             return

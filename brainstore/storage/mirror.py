@@ -37,10 +37,10 @@ class MirroredStore(Store):
 
     def get(self, key: str) -> Object | None:
         if settings.is_offline():
-            return Object(self._remembered(key), _NO_TOKEN)
+            return Object(self._remembered(key, self._place(key)), _NO_TOKEN)
         found = self._inner.get(key)
         if not key.startswith(BLOBS_PREFIX):
-            self._remember(key, found.body if found else None)
+            self._remember(self._place(key), found.body if found else None)
         return found
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
@@ -51,7 +51,7 @@ class MirroredStore(Store):
         self._require_online(key)
         token = self._inner.put(key, body, expect=expect)
         if isinstance(body, bytes) and not key.startswith(BLOBS_PREFIX):
-            self._remember(key, body)
+            self._remember(self._place(key), body)
         return token
 
     def stat(self, key: str) -> Stat | None:
@@ -64,19 +64,18 @@ class MirroredStore(Store):
 
     def list(self, prefix: str) -> Iterator[Stat]:
         if settings.is_offline():
-            body = self._remembered(prefix + _LISTING)
-            yield from msgspec.json.decode(body, type=list[Stat])
+            yield from self._listed(prefix)
             return
         found = list(self._inner.list(prefix))
         if not prefix.startswith(BLOBS_PREFIX):
-            self._remember(prefix + _LISTING, msgspec.json.encode(found))
+            self._remember(self._listing(prefix), msgspec.json.encode(found))
             self._forget_all_but(prefix, {entry.key for entry in found})
         yield from found
 
     def delete(self, key: str) -> None:
         self._require_online(key)
         self._inner.delete(key)
-        self._remember(key, None)
+        self._remember(self._place(key), None)
 
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)
@@ -91,9 +90,43 @@ class MirroredStore(Store):
                 "Unset it to go on"
             )
 
-    def _remembered(self, key: str) -> bytes:
+    def _place(self, key: str) -> Path | None:
+        """Return where the copy of an object lies, or None if its key could lead elsewhere.
+
+        A bucket may list any text as a key. None that brainstore makes has an empty
+        segment, a backslash, or a segment that begins with a dot.
+        """
+        if "\\" in key or "\0" in key or any(s[:1] in ("", ".") for s in key.split("/")):
+            return None
+        return self._folder / key
+
+    def _listing(self, prefix: str) -> Path | None:
+        folder = self._place(prefix.removesuffix("/")) if prefix else self._folder
+        return None if folder is None else folder / _LISTING
+
+    def _listed(self, prefix: str) -> Iterator[Stat]:
+        """Yield the last listing, and what this machine has written since."""
+        body = self._remembered(prefix, self._listing(prefix))
         try:
-            return (self._folder / key).read_bytes()
+            found = {stat.key: stat for stat in msgspec.json.decode(body, type=list[Stat])}
+        except msgspec.MsgspecError:
+            found = {}  # the machine lost power while it was written
+        for key, path in self._copies(prefix):
+            with contextlib.suppress(FileNotFoundError):  # another process forgot it
+                kept = path.stat()
+                found.setdefault(key, Stat(key, kept.st_size, kept.st_mtime))
+        yield from (found[key] for key in sorted(found))
+
+    def _copies(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        for path in (self._folder / prefix).rglob("*"):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self._folder).as_posix(), path
+
+    def _remembered(self, key: str, path: Path | None) -> bytes:
+        try:
+            if path is None:
+                raise FileNotFoundError(key)
+            return path.read_bytes()
         except OSError:
             raise StoreUnavailable(
                 f"{self.url}/{key}: BRAINSTORE_OFFLINE is set, and the cache lacks this record. "
@@ -102,14 +135,14 @@ class MirroredStore(Store):
 
     def _forget_all_but(self, prefix: str, keys: set[str]) -> None:
         with contextlib.suppress(OSError):
-            for path in (self._folder / prefix).rglob("*"):
-                key = path.relative_to(self._folder).as_posix()
-                if path.is_file() and not path.name.startswith(".") and key not in keys:
+            for key, path in self._copies(prefix):
+                if key not in keys:
                     path.unlink()
 
-    def _remember(self, key: str, body: bytes | None) -> None:
+    def _remember(self, path: Path | None, body: bytes | None) -> None:
+        if path is None:
+            return
         # A machine without room for a copy still works online.
-        path = self._folder / key
         with contextlib.suppress(OSError):
             if body is None:
                 path.unlink(missing_ok=True)

@@ -46,6 +46,7 @@ from brainstore.storage.s3_errors import (
     Explainer,
     Reply,
     code_of,
+    field_of,
     is_missing_key,
     meaning_of,
 )
@@ -114,10 +115,7 @@ class S3Store(Store):
         return self._call("write", key, lambda: self._put(key, body, expect))
 
     def stat(self, key: str) -> Stat | None:
-        reply = self._call("read", key, lambda: self._head(key))
-        if reply is None:
-            return None
-        return Stat(key, reply["ContentLength"], reply["LastModified"].timestamp())
+        return self._call("read", key, lambda: self._stat(key))
 
     def list(self, prefix: str) -> Iterator[Stat]:
         found = self._list_pages(prefix)
@@ -151,8 +149,8 @@ class S3Store(Store):
             if reply is None:
                 return None
             try:
-                async with reply["Body"] as stream:
-                    return Object(await stream.read(), Token(reply["ETag"]))
+                async with field_of(reply, "Body") as stream:
+                    return Object(await stream.read(), Token(field_of(reply, "ETag")))
             except FAILURES:
                 # botocore retries what comes before the body, not the body.
                 if attempt == _READ_ATTEMPTS - 1:
@@ -160,8 +158,12 @@ class S3Store(Store):
                 await _pause(attempt)
         raise AssertionError("unreachable")
 
-    async def _head(self, key: str) -> dict[str, Any] | None:
-        return await self._unless_missing("head_object", key)
+    async def _stat(self, key: str) -> Stat | None:
+        reply = await self._unless_missing("head_object", key)
+        if reply is None:
+            return None
+        size = int(field_of(reply, "ContentLength"))
+        return Stat(key, size, field_of(reply, "LastModified").timestamp())
 
     async def _unless_missing(
         self, operation: str, key: str, **arguments: str
@@ -258,9 +260,9 @@ class S3Store(Store):
         reply = await self._unless_missing("get_object", key)
         if reply is None:
             return None
-        token = Token(reply["ETag"])
-        async with reply["Body"] as stream:
-            if reply["ContentLength"] != size_bytes(body):
+        token = Token(field_of(reply, "ETag"))
+        async with field_of(reply, "Body") as stream:
+            if field_of(reply, "ContentLength") != size_bytes(body):
                 return _Found(token, is_ours=False)
             comparison = Comparison(body)
             async for chunk in stream.iter_chunks(_CHUNK_BYTES):

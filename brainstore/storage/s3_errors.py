@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import aiohttp
 from botocore import exceptions as botocore
 
 from brainstore.errors import (
+    BadParams,
     BrainstoreError,
     Corrupt,
     NotFound,
@@ -16,6 +19,14 @@ from brainstore.errors import (
     StoreUnavailable,
     Unsupported,
 )
+
+
+class ForeignReply(aiohttp.ClientError):
+    """A reply that no S3 server gives, such as the page of a proxy that wants a password."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"the reply lacks {field}, so it is not the store's; is it a proxy's?")
+
 
 FAILURES = (botocore.BotoCoreError, botocore.ClientError, aiohttp.ClientError, TimeoutError)
 """Whatever a call of a client, or reading the body of its reply, can raise."""
@@ -59,6 +70,17 @@ class Reply(Enum):
     NOT_SENT = auto()
     LOST = auto()
     REFUSED = auto()
+
+
+def field_of(reply: Mapping[str, Any], field: str) -> Any:
+    """Return a field that every reply of this kind has.
+
+    Raises:
+        ForeignReply: it lacks the field.
+    """
+    if field not in reply:
+        raise ForeignReply(field)
+    return reply[field]
 
 
 def code_of(error: BaseException) -> str:
@@ -148,6 +170,8 @@ class Explainer:
             return NotFound(
                 f"{where}: bucket {self.bucket!r} does not exist. Create it, or correct the URL."
             )
+        if isinstance(error, botocore.ParamValidationError):
+            return BadParams(f"{where}: {' '.join(str(error).split())}")
         if isinstance(error, _NO_CREDENTIALS):
             return StoreUnavailable(f"{where}: {_first_line(error)}. {_CREDENTIALS_HINT}")
         if code in _BAD_CREDENTIALS:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from brainstore.errors import Corrupt
 from brainstore.storage.base import Body, Token, pieces, size_bytes
 from brainstore.storage.s3_clients import Clients
-from brainstore.storage.s3_errors import FAILURES, code_of
+from brainstore.storage.s3_errors import FAILURES, code_of, field_of
 
 PART_BYTES = 8 << 20
 LARGE_BYTES = 16 << 20
@@ -59,7 +59,7 @@ class WholeUpload:
     async def send(self) -> Token:
         put = partial(self._client.put_object, **self._arguments)
         reply = await send_body(put, self._payload, self._patience_s)
-        return Token(reply["ETag"])
+        return Token(field_of(reply, "ETag"))
 
     async def let_go(self) -> None:
         return
@@ -82,7 +82,7 @@ class PartsUpload:
         if self._upload_id:
             return
         reply = await self._clients.ordinary.create_multipart_upload(**self._target)
-        self._upload_id = reply["UploadId"]
+        self._upload_id = field_of(reply, "UploadId")
         self._parts = await self._send_parts()
 
     async def send(self) -> Token:
@@ -98,7 +98,7 @@ class PartsUpload:
                 self._upload_id = ""
             raise
         self._upload_id = ""
-        return Token(reply["ETag"])
+        return Token(field_of(reply, "ETag"))
 
     async def let_go(self) -> None:
         if self._upload_id:
@@ -137,7 +137,7 @@ class PartsUpload:
             reply = await send_body(upload, part, self._clients.patience_s)
         finally:
             room.release()
-        return {"PartNumber": number, "ETag": reply["ETag"]}
+        return {"PartNumber": number, "ETag": field_of(reply, "ETag")}
 
 
 class _Stream(io.BytesIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,18 +111,24 @@ class Copying:
         present.update(set(digests).difference(missing))
         self._ledger.plan(sum(sizes[digest] for digest in missing))
         self._ledger.found(set(digests).difference(missing), sizes)
-        with _cancelling(store.parallelism) as pool:
+        stop = threading.Event()
+        with _cancelling(store.parallelism, stop) as pool:
             sending = {
-                digest: pool.submit(self._send_one, digest, sizes[digest], owners[digest], present)
+                digest: pool.submit(
+                    self._send_one, digest, sizes[digest], owners[digest], present, stop
+                )
                 for digest in missing
             }
             problems = {digest: future.result() for digest, future in sending.items()}
         return {digest: problem for digest, problem in problems.items() if problem}
 
-    def _send_one(self, digest: Digest, size: int, owner: str, present: set[Digest]) -> str:
+    def _send_one(
+        self, digest: Digest, size: int, owner: str, present: set[Digest], stop: threading.Event
+    ) -> str:
+        source, target = self._source.blobs, self._target.blobs
         try:
-            opened = self._source.blobs.open({digest: size}, owner=owner, hashed=[digest])
-            sent_bytes = self._target.blobs.put(_View(digest, opened[digest]), present)
+            opened = source.open({digest: size}, owner=owner, hashed=[digest], stop=stop)
+            sent_bytes = target.put(_View(digest, opened[digest]), present, stop=stop)
         except (Corrupt, NotFound) as error:
             return str(error)
         except AlreadyExists as error:
@@ -205,11 +212,16 @@ def _missing(
 
 
 @contextlib.contextmanager
-def _cancelling(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool; when something fails inside, what has not begun is not begun."""
+def _cancelling(threads: int, stop: threading.Event | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool; when something fails inside, what has not begun is not begun.
+
+    `stop` is set then, for what has begun.
+    """
     with ThreadPoolExecutor(threads) as pool:
         try:
             yield pool
         except BaseException:
+            if stop is not None:
+                stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -258,7 +257,4 @@ def batches(
 
 def in_parallel(zoo: Zoo, call: Callable[[T], R], values: Sequence[T]) -> list[R]:
     """Return `call(value)` for each, as many at once as the zoo's store is good for."""
-    if len(values) < 2:
-        return [call(value) for value in values]
-    with ThreadPoolExecutor(zoo.store.parallelism) as pool:
-        return list(pool.map(call, values))
+    return zoo.in_parallel(call, values)

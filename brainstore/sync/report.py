@@ -44,12 +44,17 @@ class Step:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync did, or would do. `planned_bytes` were missing, `sent_bytes` were sent."""
+    """What a sync did, or would do. `planned_bytes` were missing, `sent_bytes` were sent.
+
+    `quality_reports` counts those filed after a save that were copied, or would be; those
+    that came with one travel in its manifest.
+    """
 
     outcomes: list[Outcome]
     sent_bytes: int = 0
     planned_bytes: int = 0
     dry_run: bool = False
+    quality_reports: int = 0
 
     @property
     def copied(self) -> list[Outcome]:
@@ -72,17 +77,28 @@ class Ledger:
         self.dry_run = dry_run
         self._progress = progress
         self._lock = threading.RLock()
-        self._sent_bytes = self._planned_bytes = 0
+        self._sent_bytes = self._planned_bytes = self._quality_reports = 0
         self._there: set[Digest] = set()
         self._there_bytes = self._total_bytes = self._total_versions = 0
 
     def report(self) -> SyncReport:
-        return SyncReport(list(self.outcomes), self._sent_bytes, self._planned_bytes, self.dry_run)
+        return SyncReport(
+            list(self.outcomes),
+            self._sent_bytes,
+            self._planned_bytes,
+            self.dry_run,
+            self._quality_reports,
+        )
 
     def expect(self, versions: int, total_bytes: int) -> None:
         """Take note of how much there is to do from now on."""
         self._total_versions = len(self.outcomes) + versions
         self._total_bytes = total_bytes
+
+    def there(self, keys: Iterable[tuple[Name, int]]) -> list[tuple[Name, int]]:
+        """Return those of the versions that the target has by now, or would have."""
+        statuses = {(each.name, each.version): each.status for each in self.outcomes}
+        return [key for key in keys if statuses.get(key) in ("copied", "present")]
 
     def plan(self, size_bytes: int) -> None:
         """Take note of bytes that the target lacks."""
@@ -103,6 +119,12 @@ class Ledger:
             self._sent_bytes += sent_bytes
             self.found([digest], {digest: size_bytes})
             self._step(f"blob {digest.short}…")
+
+    def reported(self) -> None:
+        """Take note of a quality report that is at the target now, or would be."""
+        with self._lock:
+            self._quality_reports += 1
+            self._step("quality report")
 
     def tell(self, name: Name, version: int, status: Status, detail: str = "") -> None:
         with self._lock:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from brainstore import deletion, marker
 from brainstore.address import LATEST, MARKER_KEY, Alias, Digest, Name, Reference
-from brainstore.errors import BadParams, Conflict, Corrupt, NotFound, NoZoo
+from brainstore.errors import BadParams, Conflict, Corrupt, GateFailed, NotFound, NoZoo
+from brainstore.factory.gates import synced_gate
 from brainstore.index import Index
 from brainstore.pointers import current
 from brainstore.records import Pointer, Tombstone
@@ -24,6 +25,7 @@ from brainstore.sync.plan import (
     wanted,
 )
 from brainstore.sync.report import Ledger, Outcome, Step, SyncReport
+from brainstore.sync.reports import Reporting
 from brainstore.versions import Version
 from brainstore.zoo import Zoo
 
@@ -40,9 +42,10 @@ def sync(
 ) -> SyncReport:
     """Make the target have these versions of the source, byte for byte; return what was done.
 
-    Safe to repeat, to kill, and to run several times at once. Blobs are verified before
-    they are stored. One version that cannot be copied does not stop the others. The
-    target becomes a zoo if it is none.
+    Reports that were filed on them come along; the zoo's policy does not. Safe to repeat, to
+    kill, and to run several times at once. Blobs are verified before they are stored. One
+    version that cannot be copied does not stop the others. The target becomes a zoo if it
+    is none.
 
     Args:
         refs: `name` is every version of the model, `name:3` and `name:prod` are one; what
@@ -51,11 +54,13 @@ def sync(
             lost some. Without refs, everything, except for what both indexes agree on.
         aliases: also move aliases whose version is there then. One that names something
             else at the target is moved only if the source's once named that too, so
-            that what was decided at the target stays; else it is a conflict.
+            that what was decided at the target stays; else it is a conflict. So is one
+            that the target's own policy guards, if that is not met there.
         delete: also delete what was deleted at the source, if it has the same digest, and
             remove aliases that were removed there (with `aliases`).
         dry_run: write nothing; the report says what would be done. Whether something
-            needs a version that is to be deleted is not looked at.
+            needs a version that is to be deleted, and whether a policy lets an alias
+            move, is not looked at.
         progress: called with each step, from several threads, one at a time.
 
     Raises:
@@ -78,6 +83,11 @@ def sync(
     try:
         copying = Copying(source, target, there, {*items, *settled}, ledger)
         copying.run(judged(target, in_order(items)))
+        # Before the aliases, which the target's policy may judge by them.
+        digests = {**settled, **{key: item.version.digest for key, item in items.items()}}
+        Reporting(source, target, ledger).run(
+            {key: digests[key] for key in ledger.there(digests)}, everything=not refs
+        )
         following = _Following(source, target, ledger)
         if aliases:
             following.move_aliases(index, wants, delete)
@@ -168,14 +178,17 @@ class _Following:
         try:
             if not self._ledger.dry_run:
                 self._swap_alias(name, alias, to, there[0] if there else None)
-        except (Conflict, NotFound) as error:
+        except (Conflict, NotFound, GateFailed) as error:
             self._ledger.tell(name, number, "conflict", str(error))
         else:
             self._ledger.tell(name, number, "moved", f"{name}:{alias}")
 
     def _swap_alias(self, name: Name, alias: Alias, to: Version | None, now: int | None) -> None:
         why = f"synced from {self._source.url}"
-        self._target.registry.pointers.move_alias(name, alias, to, expected=now or 0, why=why)
+        gate = synced_gate(self._target, to, alias) if to else None
+        self._target.registry.pointers.move_alias(
+            name, alias, to, expected=now or 0, why=why, gate=gate
+        )
 
     def delete(self, keys: Sequence[Key]) -> None:
         """Delete at the target what was deleted at the source; what needs others goes first."""
