@@ -43,11 +43,14 @@ def test_only_a_brain_that_beats_all_it_has_to_is_saved(
     metrics = {"error": 1.0, "rival_error": 2.0, "return": 1.0, "rival_return": 2.0}
     params = {"w": jnp.ones(2)}
     if is_saved:
-        zoo._save(manager, "brain", params, metrics, beats, n=1)
+        zoo._save(manager, "brain", params, metrics, beats, n=1, station="s1")
         assert manager.table()[0]["metrics"] == metrics
+        assert [str(report) for report in manager.reports("brain")] == [
+            "s1 passed: error 1 < 2",
+        ]
     else:
         with pytest.raises(GateFailed, match="brain: "):
-            zoo._save(manager, "brain", params, metrics, beats, n=1)
+            zoo._save(manager, "brain", params, metrics, beats, n=1, station="s1")
         assert manager.list_models() == []
 
 
@@ -59,10 +62,13 @@ def test_the_whole_zoo_is_small_and_its_frozen_parts_are_what_they_were(
     folder = Path(manager.storage_dir)
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
     for name in ("swarm_fusion", "dial"):
-        whole = {leaf.path: leaf.digest for leaf in manager.manifest(name).groups["params"].leaves}
-        for path, expert in manager.manifest(name).frozen_experts.items():
-            leaves = manager.manifest(f"{expert.name}:{expert.version}").groups["params"].leaves
-            assert all(whole[f"{path}/{leaf.path}"] == leaf.digest for leaf in leaves)
+        proofs = manager.prove(name)
+        assert len(proofs) == 2
+        assert all(proof.is_proved for proof in proofs)
+    for name in manager.list_models():
+        assert all(report.is_passed for report in manager.reports(name))
+        if name != "dial_v1":
+            assert manager.verify(name).holds
     pair = DIALBrainManager(manager).load_dial("dial")
     assert pair.meta.config["dial_check"] == "networks"
     assert pair.meta.metrics["success"] > 0.9
