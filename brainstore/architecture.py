@@ -44,6 +44,25 @@ def called(function: Apply, params: Params, inputs: Any) -> Any:
     return function(params, **inputs) if isinstance(inputs, dict) else function(params, inputs)
 
 
+def traced(function: Apply, *arguments: Any, where: str) -> Any:
+    """Return the shapes that a network's function gives; nothing is computed.
+
+    Raises:
+        BadParams: the network does not take the last argument.
+    """
+    import jax
+
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        taken = ", ".join(_typed(spec) for _, spec in walk(arguments[-1], "inputs")[1])
+        raise BadParams(
+            f"{where}: the network does not take {taken} ({type(error).__name__}: {error}). "
+            "A class is played on rows of obs_dim numbers; any other network with the program "
+            "that apply_fn= and example_obs= save"
+        ) from error
+
+
 def rebuilt(
     network_class: Callable[..., Any],
     manifest: Manifest,
@@ -178,11 +197,7 @@ def _linen_apply(module: Any, leaves: Sequence[Leaf], inputs: Any, where: str) -
     """Return `module.apply`, for params that were saved as {"params": …}, or bare."""
     import jax
 
-    try:
-        wanted = jax.eval_shape(lambda x: called(module.init, jax.random.key(0), x), inputs)
-    except Exception as error:
-        error.add_note(f"{where}: the network was traced to learn which params it has")
-        raise
+    wanted = traced(lambda x: called(module.init, jax.random.key(0), x), inputs, where=where)
     if PARAMS in _top_keys(leaves):
         _require_fit(walk(wanted, PARAMS)[1], leaves, where)
         return module.apply  # type: ignore[no-any-return]
@@ -244,6 +259,10 @@ def _require_fit(wanted: Sequence[tuple[str, Any]], leaves: Sequence[Leaf], wher
             f"{where} do not fit, at {len(problems)} of the params:\n{lines}\n"
             "Choose the class and the arguments that the version was trained with"
         )
+
+
+def _texts(inputs: Any) -> str:
+    return ", ".join(_typed(spec) for _, spec in walk(inputs, "inputs")[1])
 
 
 def _misfits(wanted: Mapping[str, Any], saved: Mapping[str, Leaf]) -> Iterator[str]:

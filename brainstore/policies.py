@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from brainstore.architecture import Apply, Params
+from brainstore.architecture import Apply, Params, traced
 from brainstore.errors import BadParams, Unsupported
 
 Norm = Mapping[str, Any] | None
@@ -130,10 +130,11 @@ def policy_of(
         owner: names the version in errors.
 
     Raises:
-        BadParams: the outputs are no policy's, or of another action_dim.
+        BadParams: the network does not take rows of observations, or its outputs are no
+            policy's, or of another action_dim.
     """
     obs = jax.ShapeDtypeStruct((_ROWS, *obs_shape), obs_dtype)  # type: ignore[no-untyped-call]
-    outputs = jax.eval_shape(apply, params, obs)
+    outputs = traced(apply, params, obs, where=owner)
     found = outputs if isinstance(outputs, Mapping) else None
     shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(outputs)]
     names = next((names for names in _KINDS if _is_kind(names, found, shapes)), None)

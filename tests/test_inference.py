@@ -27,6 +27,7 @@ from brains import (
     params_of,
     save,
 )
+from flax import nnx
 from flax.core import freeze
 
 from brainstore import BrainInference, BrainManager
@@ -189,9 +190,9 @@ def test_what_the_network_raises_says_for_which_version_it_was_traced(zoo: Brain
             raise RuntimeError("out of order")
 
     save(zoo, 0)
-    with pytest.raises(RuntimeError, match="out of order") as error:
+    with pytest.raises(BadParams, match=r"actor:1 and .*RuntimeError: out of order") as error:
         BrainInference(zoo, "actor", Broken)
-    assert error.value.__notes__[-1].startswith("actor:1 and ")
+    assert isinstance(error.value.__cause__, RuntimeError)
 
 
 def test_a_class_is_given_only_the_dims_that_it_takes(zoo: BrainManager) -> None:
@@ -283,6 +284,33 @@ def test_what_cannot_be_built_says_why(zoo: BrainManager) -> None:
         BrainInference(zoo, "actr", ActorCritic)
     with pytest.raises(BadReference, match="a part of a version"):
         BrainInference(zoo, "actor#params", ActorCritic)
+
+
+def test_a_network_that_takes_no_rows_of_numbers_is_told(zoo: BrainManager) -> None:
+    class Framed(nn.Module):
+        obs_dim: int
+
+        @nn.compact
+        def __call__(self, frames: jax.Array) -> jax.Array:
+            if frames.shape[-2:] != (8, self.obs_dim):
+                raise ValueError(f"frames: expected [..., 8, 4], found {frames.shape}")
+            return nn.Dense(2)(frames)
+
+    class Pointed(nnx.Module):
+        def __init__(self, obs_dim: int, *, rngs: nnx.Rngs) -> None:
+            self.head = nnx.Linear(obs_dim, 2, rngs=rngs)
+
+        def __call__(self, obs: jax.Array, goal: jax.Array) -> jax.Array:
+            return self.head(obs + goal)
+
+    zoo.save("framed", {"params": {}, "x": np.zeros(2, np.float32)}, input_dim=4)
+    with pytest.raises(
+        BadParams, match=r"framed:1 and .*does not take float32\[1, 4\] \(ValueError"
+    ):
+        BrainInference(zoo, "framed", Framed)
+    zoo.save("pointed", nnx.state(Pointed(4, rngs=nnx.Rngs(0))), input_dim=4)
+    with pytest.raises(BadParams, match=r"pointed:1: .*\(TypeError: .*'goal'"):
+        BrainInference(zoo, "pointed", Pointed)
 
 
 def test_an_unknown_observation_is_said_so(zoo: BrainManager) -> None:
