@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import S3Place
-from zoos import Call, Crash, Proceed, WrappedStore, finish, opened, params, same
+from zoos import Call, Crash, Proceed, WrappedStore, finish, objects, opened, params, same
 
 from brainstore import BrainManager
 from brainstore.address import (
@@ -473,9 +473,9 @@ def test_a_lost_marker_or_collector_state_is_created_again(zoo: BrainManager, ke
 
 def test_a_zoo_of_a_newer_format_is_left_alone(zoo: BrainManager) -> None:
     edit(zoo, "brainstore.json", format=2)
-    before = {stat.key for stat in zoo.zoo.store.list("")}
+    before = objects(zoo)
     assert check(zoo, deep=True, repair=True) == {"newer": "brainstore.json"}
-    assert {stat.key for stat in zoo.zoo.store.list("")} == before
+    assert objects(zoo) == before
 
 
 def test_a_damaged_collector_state_is_told(zoo: BrainManager) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from zoos import WrappedStore, opened, params
+from zoos import WrappedStore, finish, opened, params
 
 from brainstore.address import Name, blob_key, manifest_key, new_ulid
 from brainstore.blobs import RANGES_AT_ONCE
@@ -66,6 +66,7 @@ def test_an_intent_under_a_key_of_nobody_is_neither_read_nor_followed(tmp_path: 
     inner = RemoteStore()
     with opened(inner, cache=Cache(tmp_path / "cache")) as zoo:
         zoo.save("ppo", params(1))
+        finish(zoo)
         inner.put("intents/../../../../planted.json", b"theirs")
         kinds = {(each.kind, each.where) for each in fsck(zoo.zoo)}
         assert ("intent", "intents/../../../../planted.json") in kinds
@@ -79,6 +80,7 @@ def test_an_intent_that_tells_another_write_id_than_its_key_removes_nothing(
     inner = RemoteStore()
     with opened(inner, cache=Cache(tmp_path / "cache")) as zoo:
         zoo.save("ppo", params(1))
+        finish(zoo)
         manifest: Any = zoo.manifest("ppo:1")
         target = Target(name=Name("ppo"), version=1)
         for write_id in (manifest.write_id, "../registry"):

@@ -22,6 +22,7 @@ from zoos import (
     WrappedStore,
     finish,
     memory_copy,
+    objects,
     opened,
     params,
 )
@@ -77,11 +78,6 @@ def moves(zoo: BrainManager) -> list[tuple[int | None, int | None]]:
 
 def last_move(zoo: BrainManager) -> Move:
     return pointer(zoo).moves[-1]
-
-
-def objects(zoo: BrainManager) -> dict[str, bytes]:
-    store = zoo.zoo.store
-    return {stat.key: store.get(stat.key).body for stat in store.list("")}
 
 
 def missing(zoo: BrainManager, ref: str, alias: str = "prod") -> list[str]:

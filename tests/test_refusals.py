@@ -15,6 +15,7 @@ import pytest
 from command_line import refused, run
 from conftest import S3Place
 from flax import nnx
+from zoos import objects
 
 from brainstore import BadParams, BadReference, BrainManager, BrainstoreError, NotFound
 
@@ -51,14 +52,9 @@ def guarded(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         writer.save("x", PARAMS)
         writer.save("x", PARAMS, aliases=["prod"])
     with BrainManager(url) as manager:
-        before = contents(manager)
+        before = objects(manager)
         yield manager
-        assert contents(manager) == before
-
-
-def contents(zoo: BrainManager) -> dict[str, bytes]:
-    store = zoo.zoo.store
-    return {each.key: found.body for each in store.list("") if (found := store.get(each.key))}
+        assert objects(manager) == before
 
 
 NAMES = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from zoos import finish, opened, params
+from zoos import finish, objects, opened, params
 
 from brainstore import BadParams, BrainManager, Check, Corrupt, NotFound, QualityReport, Unsupported
 from brainstore.address import new_ulid, parse_report_key
@@ -34,11 +34,6 @@ def zoo() -> Iterator[BrainManager]:
 
 def report_keys(zoo: BrainManager) -> list[str]:
     return [stat.key for stat in zoo.zoo.store.list("models/") if parse_report_key(stat.key)]
-
-
-def objects(zoo: BrainManager) -> dict[str, bytes]:
-    store = zoo.zoo.store
-    return {stat.key: store.get(stat.key).body for stat in store.list("")}
 
 
 def overwrite(zoo: BrainManager, key: str, content: bytes) -> None:

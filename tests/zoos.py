@@ -165,6 +165,17 @@ def finish(zoo: BrainManager) -> None:
     committer._pool = type(committer._pool)(4, "brainstore-commit")
 
 
+def objects(zoo: BrainManager) -> dict[str, bytes]:
+    """Return all that the zoo's store holds, by key, once nothing runs in the background."""
+    finish(zoo)
+    store = zoo.zoo.store
+    return {
+        stat.key: found.body
+        for stat in store.list("")
+        if (found := store.get(stat.key)) is not None
+    }
+
+
 _MANIFEST = re.compile(r"models/(?P<name>.+)/v(?P<number>\d+)/manifest\.json")
 
 
