@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 import pytest
 from conftest import S3Place
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SHARED_ZOO = "s3://team/zoo"
 
 
 @pytest.fixture
 def place(tmp_path: Path, s3_by_environment: S3Place, monkeypatch: pytest.MonkeyPatch) -> S3Place:
-    """An empty current folder, and a bucket reached by the ordinary AWS settings."""
+    """An empty current folder, a bucket reached by the ordinary AWS settings, and a clone."""
+    shutil.copytree(ROOT / "brains", tmp_path / "clone/brains")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRAINSTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("BRAINSTORE_ZOO", raising=False)
@@ -43,16 +46,19 @@ def test_the_examples_run_in_the_order_in_which_they_stand(place: S3Place) -> No
 
 def check_console(text: str) -> None:
     for command, expected in re.findall(r"\$ (.*)\n((?:(?!\$ ).*\n)*)", text):
-        assert timeless(brainstore(command, "brains")) == timeless(expected)
+        # What names its zoo shows that of the repository.
+        folder = "clone" if "--zoo" in command else "."
+        assert timeless(brainstore(command, "brains", folder)) == timeless(expected)
 
 
-def brainstore(command: str, zoo: str) -> str:
+def brainstore(command: str, zoo: str, folder: str = ".") -> str:
     """Run a line that begins with `brainstore`, in the zoo that the README has by then."""
     program, *arguments = command.split()
     assert program == "brainstore"
     done = subprocess.run(
         [sys.executable, "-m", "brainstore", *arguments],
         env=os.environ | {"BRAINSTORE_ZOO": zoo},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -69,9 +75,9 @@ def timeless(text: str) -> list[list[str]]:
 
 def test_every_script_that_the_readme_names_is_there() -> None:
     for name in set(re.findall(r"scripts/(\w+)", README)):
-        assert (Path(__file__).parent.parent / "scripts" / name).exists(), name
+        assert (ROOT / "scripts" / name).exists(), name
 
 
 def test_every_page_that_the_readme_links_is_there() -> None:
     for page in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / page).exists(), page
+        assert (ROOT / page).exists(), page
