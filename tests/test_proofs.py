@@ -29,6 +29,11 @@ def zoo() -> Iterator[BrainManager]:
         yield zoo
 
 
+def leaf_paths(tree: Any) -> tuple[str, ...]:
+    prefix = "params/" if "params" in tree else ""
+    return (f"{prefix}dense/bias", f"{prefix}dense/kernel")
+
+
 def proof_of(zoo: BrainManager, tree: Any, ref: str = "nav:1", path: str = "experts/nav") -> Proof:
     zoo.save("swarm", {"experts": {"nav": tree}, "head": params(9)}, frozen_experts={path: ref})
     [proof] = zoo.prove("swarm")
@@ -134,6 +139,26 @@ def test_a_part_of_an_expert_can_be_meant(zoo: BrainManager) -> None:
     assert proof_of(zoo, EXPERT["dense"]["bias"], "nav:1#dense/bias").identical == ("",)
     with pytest.raises(KeyError, match="conv"):
         proof_of(zoo, EXPERT, "nav:1#conv")
+
+
+@pytest.mark.parametrize(
+    ("expert", "tree"), [({"params": EXPERT}, EXPERT), (EXPERT, {"params": EXPERT})]
+)
+def test_the_outer_params_of_linen_on_one_side_alone_make_no_difference(
+    expert: Any, tree: Any
+) -> None:
+    with opened(MemoryStore()) as zoo:
+        zoo.save("nav", expert)
+        proof = proof_of(zoo, tree)
+        assert proof.is_proved
+        assert proof.identical == leaf_paths(tree)
+
+
+def test_what_else_stands_beside_params_is_not_passed_over() -> None:
+    with opened(MemoryStore()) as zoo:
+        zoo.save("nav", {"params": EXPERT, "batch_stats": {"mean": np.float32([1, 2])}})
+        with pytest.warns(UserWarning, match="missing batch_stats/mean, params/dense/bias"):
+            assert not proof_of(zoo, EXPERT).is_proved
 
 
 def test_all_params_can_be_an_expert(zoo: BrainManager) -> None:

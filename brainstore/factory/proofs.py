@@ -27,6 +27,7 @@ from brainstore.zoo import Zoo
 
 BLOCK_BYTES = 1 << 22
 SHOWN_PATHS = 8
+_WRAPPER = f"{PARAMS}/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,17 @@ Forms = Mapping[str, tuple[str, Digest]]
 def compare(leaves: Forms, expert: Manifest, part: str) -> Comparison:
     """Compare leaves with the params of an expert, or with a part of them.
 
+    The paths are those of `leaves`. The outer `params` of linen makes no difference where
+    one side has it, around all of its leaves, and the other has not.
+
     Raises:
         NotFound: the expert has no such part.
     """
     theirs = leaf_forms(_params(expert), part)
+    if _is_wrapped(theirs) and not _is_wrapped(leaves):
+        theirs = {path.removeprefix(_WRAPPER): form for path, form in theirs.items()}
+    elif _is_wrapped(leaves) and not _is_wrapped(theirs):
+        theirs = {_WRAPPER + path: form for path, form in theirs.items()}
     both = sorted(leaves.keys() & theirs.keys())
     return Comparison(
         identical=tuple(path for path in both if leaves[path] == theirs[path]),
@@ -128,6 +136,10 @@ def compare(leaves: Forms, expert: Manifest, part: str) -> Comparison:
         missing=tuple(sorted(theirs.keys() - leaves.keys())),
         added=tuple(sorted(leaves.keys() - theirs.keys())),
     )
+
+
+def _is_wrapped(leaves: Forms) -> bool:
+    return all(path.startswith(_WRAPPER) for path in leaves)
 
 
 def leaf_forms(params: Group, path: str) -> Forms:
