@@ -19,6 +19,7 @@ from torch_files import MEBIBYTE, at_most, pickled, read, saved, write_archive
 
 from brainstore.errors import BadParams, BrainstoreError, Unsupported
 from brainstore.migrate import migrate
+from brainstore.migrate.archive import MAX_DIRECTORY_BYTES
 from brainstore.migrate.torchfile import KNOWN
 
 # Archives
@@ -67,16 +68,37 @@ def test_a_zip_bomb_is_refused_uninflated(tmp_path: Path) -> None:
 
 
 def test_records_that_share_bytes_are_refused(tmp_path: Path, whole: bytes) -> None:
-    end = whole.rindex(b"PK\5\6")
-    entries = [at for at in range(len(whole)) if whole.startswith(b"PK\1\2", at)]
     overlapping = bytearray(whole)
-    first = whole[entries[0] + 42 : entries[0] + 46]
-    overlapping[entries[1] + 42 : entries[1] + 46] = first
+    sizes = struct.pack("<LL", len(whole) // 2, len(whole) // 2)
+    at = whole.index(b"PK\1\2") + 20
+    overlapping[at : at + 8] = sizes
     path = tmp_path / "a.pt"
     path.write_bytes(overlapping)
     with pytest.raises(BadParams, match="overlaps"):
         read(path)
-    assert end > entries[-1]
+
+
+def test_two_names_for_one_record_are_refused(tmp_path: Path, whole: bytes) -> None:
+    entries = [at for at in range(len(whole)) if whole.startswith(b"PK\1\2", at)]
+    twice = bytearray(whole)
+    twice[entries[1] + 42 : entries[1] + 46] = whole[entries[0] + 42 : entries[0] + 46]
+    path = tmp_path / "a.pt"
+    path.write_bytes(twice)
+    with pytest.raises(BadParams, match="is not where"):
+        read(path)
+
+
+def test_a_directory_larger_than_any_of_torch_is_not_even_read(tmp_path: Path) -> None:
+    size = MAX_DIRECTORY_BYTES + 1
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, size, 4, 0)
+    path = tmp_path / "a.pt"
+    with path.open("wb") as stream:
+        stream.write(b"PK\3\4")
+        stream.truncate(4 + size)
+        stream.seek(0, io.SEEK_END)
+        stream.write(end)
+    with at_most(MEBIBYTE), pytest.raises(BadParams, match="claims a directory of"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +106,9 @@ def test_records_that_share_bytes_are_refused(tmp_path: Path, whole: bytes) -> N
     [
         (20, 2**31, "two sizes"),
         (24, 2**31, "two sizes"),
-        (42, 2**31, "points outside of itself"),
-        (42, 1, "claims"),
-        (28, 0xFFFF, "directory of the zip archive is damaged"),
+        (42, 2**31, "is not where"),
+        (42, 1, "is not where"),
+        (28, 0xFFFF, "is damaged"),
     ],
 )
 def test_a_directory_that_lies_is_refused(
@@ -142,7 +164,7 @@ def test_torchscript_is_refused_with_the_way_out(tmp_path: Path) -> None:
         (b"hello, world", "no checkpoint"),
         (b"\x89PNG\r\n\x1a\n", "no checkpoint"),
         (pickle.dumps({"a": 1}), "no checkpoint"),
-        (b"PK", "end of the zip"),
+        (b"PK", "zip archive is damaged"),
         (b"PK\5\6" + bytes(18), "no data.pkl"),
     ],
 )

@@ -2,33 +2,31 @@
 
 torch stores its records uncompressed, so that each is a range of the file. Anything that
 would make a record take more than the file has is refused: compression, and records that
-share bytes. The format is that of the zip specification, with its 64-bit extension:
-
-    records      a local header each, then the bytes
-    directory    an entry for each record: name, sizes, CRC-32, where its header is
-    end          where the directory is, and how many entries it has
+share bytes. `zipfile` reads the directory; where a record's bytes begin is told by the
+header before them, which is the only part of the format that is read here.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from brainstore.errors import BadParams, Unsupported
 
-MAX_RECORDS = 1 << 18
+MAX_DIRECTORY_BYTES = 1 << 25
+"""A record takes about a hundred bytes of it, and some six hundred once it is read."""
 
-_END = struct.Struct("<4s4H2LH")
-_LOCATOR_64 = struct.Struct("<4sLQL")
-_END_64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_MAX_COMMENT = 0xFFFF
-_SIZE_IS_64, _ENCRYPTED, _STORED = 0xFFFFFFFF, 1, 0
-_EXTRA_64 = 1
+_LOCAL = struct.Struct("<4s22x2H")
+_ENCRYPTED, _UTF_8 = 1 << 0, 1 << 11
+_DAMAGES = (
+    zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError, OSError
+)  # fmt: skip
+"""What `zipfile` raises of an archive that is damaged, or of a form that torch never writes."""
 
 
 class Record(NamedTuple):
@@ -85,107 +83,77 @@ class Archive:
         return view
 
 
-def open_archive(buffer: memoryview) -> Archive:
-    """Return the records of the archive that fills `buffer`.
+def open_archive(path: Path, buffer: memoryview) -> Archive:
+    """Return the records of the archive at `path`, which is mapped as `buffer`.
 
     Raises:
         BadParams: it is truncated or damaged.
         Unsupported: records are encrypted.
     """
-    start, stop, count = _directory(buffer)
     found: dict[str, Record] = {}
-    for name, record in _entries(buffer, start, stop, count):
+    for entry in _entries(path):
+        name = entry.orig_filename
         if name in found:
             raise BadParams(f"the archive has two records {name!r:.80}")
-        found[name] = record
+        found[name] = _record(buffer, entry)
     _require_apart(found)
     return Archive(buffer, _without_folder(found))
 
 
-def _directory(buffer: memoryview) -> tuple[int, int, int]:
-    """Return where the directory starts and stops, and how many entries it has."""
-    tail = bytes(buffer[max(0, len(buffer) - _END.size - _MAX_COMMENT) :])
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) - at < _END.size:
-        raise BadParams("the end of the zip archive is missing. Was it copied whole?")
-    _, disk, _, _, count, size, start, _ = _END.unpack_from(tail, at)
-    end = len(buffer) - len(tail) + at
-    if start == _SIZE_IS_64 or size == _SIZE_IS_64 or count == 0xFFFF:
-        disk, count, size, start, end = _directory_64(buffer, end)
-    if disk or count > MAX_RECORDS or start + size > end or count * _ENTRY.size > size:
+class _Stream(io.FileIO):
+    """A file of which no more is read at once than a directory may take."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise BadParams(
+                f"the archive claims a directory of {size:,} bytes, expected at most "
+                f"{MAX_DIRECTORY_BYTES:,}. Was it copied whole?"
+            )
+        return super().read(size)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with _Stream(path) as stream, zipfile.ZipFile(stream) as archive:
+            return archive.infolist()
+    except BadParams:
+        raise
+    except _DAMAGES as error:
+        raise BadParams(f"the zip archive is damaged ({error}). Was it copied whole?") from error
+
+
+def _record(buffer: memoryview, entry: zipfile.ZipInfo) -> Record:
+    name, size = entry.orig_filename, entry.compress_size
+    if entry.flag_bits & _ENCRYPTED:
+        raise Unsupported(f"record {name!r:.80} is encrypted; decrypt the file first")
+    is_compressed = entry.compress_type != zipfile.ZIP_STORED
+    if size != entry.file_size and not is_compressed:
         raise BadParams(
-            f"the archive claims {count:,} records in a directory of {size:,} bytes at "
-            f"{start:,}, which a file of {len(buffer):,} bytes cannot have"
+            f"record {name!r:.80} has two sizes: {entry.file_size:,} and {size:,} bytes"
         )
-    return start, start + size, count
-
-
-def _directory_64(buffer: memoryview, end: int) -> tuple[int, int, int, int, int]:
-    at = end - _LOCATOR_64.size
-    mark, _, where, _ = _unpack(_LOCATOR_64, buffer, at)
-    if mark != b"PK\6\7":
-        raise BadParams("the 64-bit end of the zip archive is missing")
-    mark, _, _, _, disk, _, _, count, size, start = _unpack(_END_64, buffer, where)
-    if mark != b"PK\6\6":
-        raise BadParams("the 64-bit end of the zip archive is not where it must be")
-    return disk, count, size, start, where
-
-
-def _entries(buffer: memoryview, at: int, stop: int, count: int) -> Iterator[tuple[str, Record]]:
-    for _ in range(count):
-        (mark, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, where) = _unpack(
-            _ENTRY, buffer, at
-        )
-        name_length, extra_length, comment_length = lengths
-        after_name = at + _ENTRY.size + name_length
-        next_at = after_name + extra_length + comment_length
-        if mark != b"PK\1\2" or next_at > stop:
-            raise BadParams("the directory of the zip archive is damaged")
-        name = bytes(buffer[at + _ENTRY.size : after_name]).decode("utf-8", "replace")
-        if flags & _ENCRYPTED:
-            raise Unsupported(f"record {name!r:.80} is encrypted; decrypt the file first")
-        extra = buffer[after_name : after_name + extra_length]
-        size, packed, where = _sizes_64(extra, size, packed, where)
-        if size != packed and method == _STORED:
-            raise BadParams(f"record {name!r:.80} has two sizes: {size:,} and {packed:,} bytes")
-        yield name, _record(buffer, name, where, packed, crc, method != _STORED)
-        at = next_at
-
-
-def _sizes_64(extra: memoryview, *sizes: int) -> list[int]:
-    """Return the sizes, with those that do not fit 32 bits taken from the extra field."""
-    wide = _extra_64(extra)
-    return [next(wide) if size == _SIZE_IS_64 else size for size in sizes]
-
-
-def _extra_64(extra: memoryview) -> Iterator[int]:
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == _EXTRA_64:
-            body = extra[at + 4 : at + 4 + length]
-            yield from (number for (number,) in struct.iter_unpack("<Q", body[: len(body) & ~7]))
-        at += 4 + length
-    raise BadParams("the zip archive lacks a 64-bit size that it refers to")
-
-
-def _record(
-    buffer: memoryview, name: str, where: int, size: int, crc: int, is_compressed: bool
-) -> Record:
-    mark, *_, name_length, extra_length = _unpack(_LOCAL, buffer, where)
-    start = where + _LOCAL.size + name_length + extra_length
-    if mark != b"PK\3\4" or start + size > len(buffer):
+    start = _start(buffer, entry)
+    if start + size > len(buffer):
         raise BadParams(
             f"record {name!r:.80} claims {size:,} bytes at {start:,}, in a file of "
             f"{len(buffer):,}. Was it copied whole?"
         )
-    return Record(start, start + size, crc, is_compressed)
+    return Record(start, start + size, entry.CRC, is_compressed)
 
 
-def _unpack(form: struct.Struct, buffer: memoryview, at: int) -> tuple[Any, ...]:
-    if not 0 <= at <= len(buffer) - form.size:
-        raise BadParams("the zip archive points outside of itself. Was it copied whole?")
-    return form.unpack_from(buffer, at)
+def _start(buffer: memoryview, entry: zipfile.ZipInfo) -> int:
+    """Return where the bytes of a record begin: after a header that names it too."""
+    header = buffer[max(0, entry.header_offset) :]
+    if entry.header_offset >= 0 and len(header) >= _LOCAL.size:
+        mark, name_length, extra_length = _LOCAL.unpack_from(header)
+        coding = "utf-8" if entry.flag_bits & _UTF_8 else "cp437"
+        name = bytes(header[_LOCAL.size :][:name_length]).decode(coding, "replace")
+        if mark == b"PK\3\4" and name == entry.orig_filename:
+            start: int = entry.header_offset + _LOCAL.size + name_length + extra_length
+            return start
+    raise BadParams(
+        f"record {entry.orig_filename!r:.80} is not where the directory of the archive has it, "
+        f"at {entry.header_offset:,} of {len(buffer):,} bytes. Was it copied whole?"
+    )
 
 
 def _require_apart(records: dict[str, Record]) -> None:

@@ -89,7 +89,7 @@ def _opened(path: Path, buffer: memoryview) -> tuple[str, Any]:
     if path.suffix.lower() == ".npz":
         raise Unsupported(f"an .npz file has no layers to convert. Run: brainstore import {path}")
     if is_archive(head):
-        return TORCH, read_archive(buffer)
+        return TORCH, read_archive(path, buffer)
     if path.suffix.lower() == ".safetensors" or head[8:10] == b'{"':
         entries = read_entries(path)
         return (FLAX, _nested(entries)) if _is_named_by_flax(entries) else (TORCH, entries)

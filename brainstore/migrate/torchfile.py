@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -70,14 +71,17 @@ def require_no_legacy(head: bytes) -> None:
         )
 
 
-def read_archive(buffer: memoryview) -> Any:
+def read_archive(path: Path, buffer: memoryview) -> Any:
     """Return what was saved: containers, plain values, `StoredTensor` and `Opaque`.
+
+    Args:
+        path, buffer: the file, and what it is mapped as.
 
     Raises:
         BadParams: the archive or its pickle is damaged, or asks for what no checkpoint needs.
         Unsupported: it is encrypted, compressed, or a TorchScript program.
     """
-    archive = open_archive(buffer)
+    archive = open_archive(path, buffer)
     if "constants.pkl" in archive.records or any(
         name.startswith("code/") for name in archive.records
     ):
