@@ -94,3 +94,9 @@ def test_the_verb_refuses_with_one_error_and_saves_nothing(here: Path) -> None:
     assert "'../x'" in refused(2, "migrate", "old.pt", "--name", "../x")
     assert not (here / "canary").exists()
     assert not (here / "brains").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_said_to_be_no_file_and_no_version(here: Path) -> None:
+    printed = refused(3, "migrate", "lost.pt", "--name", "x")
+    assert "lost.pt: there is no such file, nor such a version" in printed
+    assert "there is no zoo here" in printed

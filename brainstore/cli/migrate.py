@@ -10,6 +10,7 @@ import msgspec
 
 from brainstore.cli import render
 from brainstore.cli.app import Call, verb
+from brainstore.errors import NotFound
 
 if TYPE_CHECKING:
     from brainstore.manager import BrainManager
@@ -87,7 +88,11 @@ def _migration(
     if as_is:
         raise click.UsageError(f"{old}: there is no such file to keep as it is")
     owner, ref = call.open_for(old)
-    return migrate_version(owner, ref, mapping=mapping, target=shapes)
+    try:
+        return migrate_version(owner, ref, mapping=mapping, target=shapes)
+    except NotFound as error:
+        problem = f"{old}: there is no such file, nor such a version: {error}"
+        raise type(error)(problem) from error
 
 
 def _plain(found: Migration, name: str, full_name: str | None, zoo: str) -> dict[str, Any]:
