@@ -27,10 +27,12 @@ from brainstore.address import (
     report_key,
 )
 from brainstore.errors import BadReference, Corrupt, StoreUnavailable, Unsupported
+from brainstore.factory.reports import decoded, require_pin
 from brainstore.quality import Gate, QualityReport
-from brainstore.records import Manifest, Move, Pointer, Policy, StoredReport, Tombstone, now
+from brainstore.records import Manifest, Move, Pointer, Policy, Tombstone, now
 from brainstore.registry import Registry
 from brainstore.storage.base import Stat
+from brainstore.versions import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,15 @@ def _reported(at: str, by: str, ref: str, report: QualityReport) -> Happening:
 
 
 def _of_report(registry: Registry, name: Name, number: int, ulid: str) -> list[Happening]:
-    found = registry.store.get(report_key(name, number, ulid))
+    key, url = report_key(name, number, ulid), registry.store.url
+    found = registry.store.get(key)
     if found is None:
         return []
-    record = StoredReport.decode(found.body, report_key(name, number, ulid))
+    record = decoded(found.body, key, url)
+    stored = registry.versions.stored(name, number)
+    if stored is None or stored.digest is None:
+        raise Corrupt(f"{url}/{key} reports on a version that never was. Run: brainstore fsck")
+    require_pin(url, record, Version(name, number, stored.digest))
     return [_reported(record.at, record.by, f"{name}:{number}", record.report)]
 
 

@@ -54,6 +54,12 @@ class Stored:
             return self.body
         return None if self.record.is_deleted else bytes(self.record.record)
 
+    @property
+    def digest(self) -> Digest | None:
+        """That of the manifest, deleted or not; None for a fence."""
+        record = self.record
+        return Digest.of(self.body) if isinstance(record, Manifest) else record.replaced_digest
+
 
 class Versions:
     """The versions of one zoo, read and checked."""

@@ -121,6 +121,32 @@ def test_damaged_records_are_told_of_and_the_rest_too(zoo: BrainManager, tmp_pat
     assert all("fsck" in each.why and each.at for each in found if each.what == "unreadable")
 
 
+@pytest.mark.parametrize("target", [2, 9])
+def test_a_report_that_was_carried_to_other_content_is_not_told_as_its_own(
+    zoo: BrainManager, tmp_path: Path, target: int
+) -> None:
+    zoo.save("a", PARAMS)
+    zoo.save("a", {"w": jnp.zeros(2)})
+    filed = zoo.add_report("a:1", {"station": "s3", "checks": ["return=1>0"]})
+    models = tmp_path / "brains" / "models/a"
+    body = (models / f"v1/reports/{filed.id}.json").read_text()
+    carried = models / f"v{target}/reports/{filed.id}.json"
+    carried.parent.mkdir(parents=True)
+    carried.write_text(body.replace('"version": 1', f'"version": {target}'))
+    found = [each for each in zoo.history("a") if each.what != "saved"]
+    assert {(each.what, each.ref) for each in found} == {
+        ("reported s3 passed", "a:1"),
+        ("unreadable", f"a:{target}"),
+    }
+
+
+def test_reports_on_a_deleted_version_are_told_still(zoo: BrainManager) -> None:
+    zoo.save("a", PARAMS)
+    zoo.add_report("a:1", {"station": "s3", "checks": ["return=1>0"]})
+    zoo.delete("a:1")
+    assert ("reported s3 passed", "a:1", "return 1 > 0") in told(zoo, "a")
+
+
 def test_a_tombstone_around_a_damaged_manifest_still_tells_of_the_deletion(
     zoo: BrainManager, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def stored_reports(zoo: Zoo, version: Version) -> list[StoredReport]:
     found = zoo.in_parallel(lambda key: read_report(zoo, key), keys)
     records = [record for record in found if record is not None]
     for record in records:
-        require_pin(zoo, record, version)
+        require_pin(zoo.url, record, version)
     return records
 
 
@@ -121,11 +121,11 @@ def decoded(body: bytes, key: str, url: str) -> StoredReport:
     return record
 
 
-def require_pin(zoo: Zoo, record: StoredReport, version: Version) -> None:
+def require_pin(url: str, record: StoredReport, version: Version) -> None:
     """Raise Corrupt unless the report is about exactly this manifest."""
     if record.digest != version.digest:
         key = report_key(record.name, record.version, record.report.id)
         raise Corrupt(
-            f"{zoo.url}/{key} reports on the manifest {record.digest.short}…, and {version} has "
+            f"{url}/{key} reports on the manifest {record.digest.short}…, and {version} has "
             f"{version.digest.short}…. It was carried there; remove it by hand"
         )

@@ -55,7 +55,7 @@ class Reporting:
         try:
             record = decoded(stored.body, key, self.source.url)
             # What both indexes agree on was compared as text.
-            require_pin(self.source, record, Version(name, number, Digest(digest)))
+            require_pin(self.source.url, record, Version(name, number, Digest(digest)))
             if not self.ledger.dry_run:
                 self.target.store.put(key, stored.body, expect=ABSENT)
         except (Corrupt, Unsupported, BadReference) as error:
