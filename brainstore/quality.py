@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,7 +143,7 @@ class QualityReport(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         force_setattr(self, "station", _label(self.station, "report: station"))
-        force_setattr(self, "checks", tuple(_sequence(self.checks, "report: checks")))
+        force_setattr(self, "checks", _sequence(self.checks, "report: checks"))
         if not all(isinstance(check, Check) for check in self.checks):
             raise BadParams(f"report: checks: expected Check(…) each, found {self.checks!r:.80}")
         force_setattr(self, "n", None if self.n is None else _count(self.n, "report: n"))
@@ -374,10 +375,11 @@ def _count(value: object, where: str) -> int:
     return found
 
 
-def _sequence(given: object, where: str) -> Sequence[Any]:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise BadParams(f"{where}: expected a list, found {given!r:.60}")
-    return given
+def _sequence(given: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(given, str | bytes | Mapping) and isinstance(given, Iterable):
+        with suppress(TypeError):  # an array without dimensions
+            return tuple(given)
+    raise BadParams(f"{where}: expected a list, found {given!r:.60}")
 
 
 def _instant(at: object, where: str) -> str:

@@ -66,6 +66,8 @@ def test_arrays_scalars_and_times_are_coerced_to_plain_values() -> None:
     )
     assert type(found.n) is int
     assert [type(seed) for seed in found.seeds] == [int]
+    assert QualityReport("s3", seeds=np.arange(3)).seeds == (0, 1, 2)
+    assert QualityReport("s3", (Check(x, 1, ">", 0) for x in "ab"), seeds=range(2)).seeds == (0, 1)
 
 
 def test_a_report_may_be_given_as_its_fields_with_values_of_any_library() -> None:
@@ -118,6 +120,9 @@ def test_a_text_that_is_no_check_is_refused(text: str) -> None:
         (lambda: QualityReport(" s3"), "station"),
         (lambda: QualityReport("s3", Check("a", 1, "<", 2)), "checks: expected a list"),
         (lambda: QualityReport("s3", ["a=1<2"]), "Check"),
+        (lambda: QualityReport("s3", seeds=3), "seeds: expected a list"),
+        (lambda: QualityReport("s3", seeds={"a": 1}), "seeds: expected a list"),
+        (lambda: QualityReport("s3", seeds=np.array(3)), "seeds: expected a list"),
         (lambda: QualityReport("s3", n=-1), "from 0 up"),
         (lambda: QualityReport("s3", n=1.5), "whole numbers"),
         (lambda: QualityReport("s3", seeds=[2**63]), "64 bits"),
