@@ -23,7 +23,13 @@ from torch_files import Asks, pickled, saved, write_archive
 import brainstore
 from brainstore import BadParams, BrainManager, BrainMeta, convert_torch_to_flax
 from brainstore.errors import Corrupt
-from brainstore.migrate import migrate, migrate_v2_checkpoint, migrate_version, shapes_of
+from brainstore.migrate import (
+    migrate,
+    migrate_v2_checkpoint,
+    migrate_version,
+    read_checkpoint,
+    shapes_of,
+)
 from brainstore.migrate.report import decode
 
 
@@ -84,6 +90,12 @@ def test_the_owners_own_code_works_as_he_wrote_it(
     params, meta = zoo.load("dial_encoder:1")
     assert_encodes_as(module, params)
     assert (meta.source_checkpoint, meta.tags) == (str(path), ["migrated_dial"])
+
+
+def test_the_readers_own_result_converts_as_that_of_torch(v2: tuple[Path, DialEncoder]) -> None:
+    path, _ = v2
+    found, expected = map(convert_torch_to_flax, (read_checkpoint(path), torch.load(path)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_v2_with_a_map_another_name_and_fields(

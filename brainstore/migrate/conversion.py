@@ -57,7 +57,8 @@ def convert_torch_to_flax(
     dtypes. All tensors are converted, or none.
 
     Args:
-        state: {name: tensor of torch, or array}, or a dict that has such a dict somewhere.
+        state: {name: tensor of torch, or array}, a dict that has such a dict somewhere, or
+            what `read_checkpoint` returns.
         mapping: a map, as TOML file or dict, that says what becomes what.
         target: a pytree of arrays or jax.ShapeDtypeStruct whose shapes the result must
             have, such as linen's `init` gives, or an nnx Module. It also tells what
@@ -80,16 +81,10 @@ def convert(
     state: Any,
     mapping: Source | LayerMap | None = None,
     target: Any = None,
-    *,
-    size_bytes: int | None = None,
 ) -> Conversion:
-    """Return the variables and how they came about. As `convert_torch_to_flax`.
-
-    Args:
-        size_bytes: of the file, which bounds what its tensors may claim together.
-    """
+    """Return the variables and how they came about. As `convert_torch_to_flax`."""
     layers = LayerMap.of(mapping)
-    opened = open_state(state, layers.root, size_bytes)
+    opened = open_state(state, layers.root)
     arrays, made = folded(opened.arrays)
     shapes, flavour = _target(target, layers.flavour)
     kept, dropped, problems = _without_dropped(arrays, layers.drop)

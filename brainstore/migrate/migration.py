@@ -111,9 +111,7 @@ def migrate(
         elif checkpoint.kind == FLAX:
             found = _as_flax(checkpoint, layers, target)
         else:
-            found = _converted(
-                os.fspath(path), checkpoint.tree, layers, target, checkpoint.size_bytes
-            )
+            found = _converted(os.fspath(path), checkpoint, layers, target)
     except (BadParams, Unsupported) as error:
         raise type(error)(f"{checkpoint.path}: {error}") from error
     return _with_source(
@@ -200,10 +198,8 @@ def migrate_v2_checkpoint(
     return migrate(old_path, mapping=mapping, target=target).save(manager, name, known)
 
 
-def _converted(
-    source: str, tree: Any, layers: LayerMap, target: Any, size_bytes: int | None = None
-) -> Migration:
-    conversion = convert(tree, layers, target, size_bytes=size_bytes)
+def _converted(source: str, state: Any, layers: LayerMap, target: Any) -> Migration:
+    conversion = convert(state, layers, target)
     report = conversion.report
     return Migration(source, conversion.params, report, conversion.groups, _dims(report.layers))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from brainstore.dtypes import Array, logical_dtype
 from brainstore.errors import BadParams, Unsupported
-from brainstore.migrate.checkpoint import Keys, array_of, is_tensor, walk
+from brainstore.migrate.checkpoint import Checkpoint, Keys, array_of, is_tensor, walk
 from brainstore.migrate.torchfile import Opaque, StoredTensor
 
 _SLACK_BYTES = 1 << 30
@@ -37,19 +37,22 @@ class State:
     aside: tuple[str, ...]
 
 
-def open_state(tree: Any, root: str | None = None, size_bytes: int | None = None) -> State:
+def open_state(state: Any, root: str | None = None) -> State:
     """Return the state dict in a checkpoint.
 
     Args:
-        tree: a state dict, or a dict that has one somewhere.
+        state: a state dict, a dict that has one somewhere, or a `Checkpoint`, whose size
+            bounds what its tensors may claim together.
         root: where it is, such as "model" or "agent.policy"; "" for the whole. Without it,
             the only one that there is, optimizers aside.
-        size_bytes: of the file, which bounds what its tensors may claim together.
 
     Raises:
         BadParams: there is none, or several may be meant.
         Unsupported: JAX has no equal of one of its tensors.
     """
+    tree, size_bytes = state, None
+    if isinstance(state, Checkpoint):
+        tree, size_bytes = state.tree, state.size_bytes
     found, above = _only_one(tree) if root is None else (_at(tree, root), _keys(root))
     values = [(path, value) for path, value in walk(found) if path]
     _require_numbers(values)
