@@ -175,6 +175,20 @@ def test_a_folder_without_registry_is_refused_with_what_was_found(
     assert_refused(zoo, tree / "nowhere", NotFound, "found nothing")
 
 
+def test_versions_that_were_made_from_each_other_are_refused(
+    tree: Path, zoo: BrainManager, tmp_path: Path
+) -> None:
+    with BrainManager(tmp_path / "others") as others:
+        others.save("nav", nested(dense(1)))
+        others.save("nav", nested(dense(2)), parents={"nav:1": "fine_tuned"})
+        others.export_all(tree)
+    digest = json.loads((tree / "nav/v2/meta.json").read_text())["digest"]
+    parent = {"name": "nav", "version": 2, "digest": digest, "relation": "fine_tuned"}
+    lineage = {"parents": [parent], "frozen_experts": {}}
+    (tree / "nav/v1/lineage.json").write_text(json.dumps(lineage))
+    assert_refused(zoo, tree, BadParams, "made from each other: nav_v1 → nav_v2 → nav_v1")
+
+
 def test_truncated_params_are_named_before_anything_is_saved(tree: Path, zoo: BrainManager) -> None:
     write_original(tree, {"a_v1": dense(1), "b_v1": dense(2)})
     path = tree / "b/v1/params.safetensors"

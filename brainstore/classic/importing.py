@@ -104,7 +104,8 @@ def _in_order(versions: Sequence[Found], by_digest: Mapping[str, Found]) -> list
     try:
         return [by_name[key] for key in order.static_order()]
     except CycleError as error:
-        raise BadParams(f"these versions are made from each other: {error.args[1]}") from error
+        circle = " → ".join(error.args[1])
+        raise BadParams(f"these versions are made from each other: {circle}") from error
 
 
 def _source_of(meta: BrainMeta) -> str | None:
