@@ -154,13 +154,22 @@ def test_the_policy_is_set_from_a_file_and_shown(zoo: BrainManager) -> None:
     assert found["rules"][0]["checks"][0] == {
         "metric": "return", "op": ">=", "threshold": 7.0, "station": None,
     }  # fmt: skip
-    Path("policy.json").write_text(json.dumps({"rules": found["rules"]}))
-    again = parsed("policy", "set", "policy.json")
-    assert (again["generation"], again["rules"]) == (2, found["rules"])
+    for generation, text in ((2, found), (3, {"rules": found["rules"]})):
+        Path("policy.json").write_text(json.dumps(text))
+        again = parsed("policy", "set", "policy.json")
+        assert (again["generation"], again["rules"]) == (generation, found["rules"])
 
 
 @pytest.mark.parametrize(
-    "text", ["[[rules]]\nalias = 'prod'\n", "rules = 5", "alias = 'prod'", "[[", "rules = ['x']"]
+    "text",
+    [
+        "[[rules]]\nalias = 'prod'\n",
+        "rules = 5",
+        "alias = 'prod'",
+        "[[",
+        "rules = ['x']",
+        "generation = 1",
+    ],
 )
 def test_a_file_that_is_no_policy_is_wrong_usage(zoo: BrainManager, text: str) -> None:
     Path("policy.toml").write_text(text)

@@ -19,6 +19,7 @@ from brainstore.storage.base import ABSENT, Token
 from brainstore.zoo import Zoo
 
 SWAP_ATTEMPTS = 64
+_SHOWN = ("generation", "changes")
 
 Rules = Mapping[str, Any] | Iterable[Rule | Mapping[str, Any]]
 
@@ -48,11 +49,13 @@ def in_force(zoo: Zoo) -> InForce | None:
 def rules_of(given: Rules) -> tuple[Rule, ...]:
     """Return the rules, from Rules, from dicts, or from {"rules": […]} as a file holds them.
 
+    What `policy show --json` prints beside them may stand there too, and says nothing.
+
     Raises:
         BadParams, BadReference: one of them is none.
     """
     if isinstance(given, Mapping):
-        if set(given) != {"rules"}:
+        if "rules" not in given or set(given) - {"rules", *_SHOWN}:
             raise BadParams(f"policy: expected a list of rules, found {sorted(map(str, given))}")
         given = given["rules"]
     if isinstance(given, str) or not isinstance(given, Iterable):
