@@ -87,6 +87,14 @@ def test_batch_norm_is_told_by_its_statistics() -> None:
     assert found.report.dropped == ["1.num_batches_tracked"]
 
 
+def test_a_bias_alone_is_no_layer_and_can_be_copied() -> None:
+    state = {"shift.bias": np.ones(3, np.float32)}
+    with pytest.raises(BadParams, match=r'torch = "shift.bias", flax = "…", rule = "copy"'):
+        convert(state)
+    line = {"torch": "shift.bias", "flax": "shift/bias", "rule": "copy"}
+    assert shapes(convert(state, {"layers": [line]}).params) == {"params/shift/bias": (3,)}
+
+
 AMBIGUOUS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "square, without a bias": (lambda: torch.nn.Linear(4, 4, bias=False), "linear or embedding"),
     "an embedding": (lambda: torch.nn.Embedding(9, 4), "linear or embedding"),

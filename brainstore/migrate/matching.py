@@ -287,8 +287,10 @@ def _certain(module: TorchModule) -> str | None:
 
 def _unknown(module: TorchModule) -> str:
     shapes = ", ".join(f"{rest}{list(shape)}" for rest, shape in module.shapes.items())
-    rules = " or ".join(_possible(module))
-    line = module.line("…", rules or "…")
+    if list(module.shapes) == ["bias"]:
+        line = Line((f"{module.prefix}.bias".lstrip("."),), "…", "copy")
+    else:
+        line = module.line("…", " or ".join(_possible(module)))
     return f"{module.prefix or 'the top'} ({shapes}): {line}"
 
 
