@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import asdict
 
 from brainstore.cli import render
 from brainstore.cli.app import Call, read_table, verb, verbs
@@ -181,39 +182,10 @@ def lineage(call: Call, ref: str, dot: bool, most: int | None) -> None:
 
 def plain_rule(rule: Rule) -> dict[str, Any]:
     """Return a rule as plain data, as `policy set` reads it."""
-    checks = [
-        {"metric": x.metric, "op": x.op, "threshold": x.threshold, "station": x.station}
-        for x in rule.conditions
-    ]
-    return {
-        "alias": rule.alias,
-        "models": rule.models,
-        "stations": rule.stations,
-        "checks": checks,
-        "max_age_s": rule.max_age_s,
-        "frozen_experts": rule.frozen_experts,
-    }
+    return {**asdict(rule), "checks": list(map(asdict, rule.conditions))}
 
 
 def plain_report(report: QualityReport) -> dict[str, Any]:
     """Return a report as plain data, with what follows from it."""
-    checks = [
-        {
-            "metric": check.metric,
-            "value": check.value,
-            "op": check.op,
-            "threshold": check.threshold,
-            "is_passed": check.is_passed,
-        }
-        for check in report.checks
-    ]
-    return {
-        "id": report.id,
-        "station": report.station,
-        "is_passed": report.is_passed,
-        "checks": checks,
-        "n": report.n,
-        "seeds": report.seeds,
-        "by": report.by,
-        "at": report.at,
-    }
+    checks = [{**asdict(check), "is_passed": check.is_passed} for check in report.checks]
+    return {**asdict(report), "checks": checks, "is_passed": report.is_passed}
