@@ -135,7 +135,12 @@ class BrainInference:
         if key is not None or flag is True:
             return functions.action(playing.params, obs, key, flag, playing.norm)
         obs = functions.policy.checked(obs)
-        if isinstance(obs, jax.core.Tracer) or flag is not False:
+        if flag is not False:
+            raise BadParams(
+                "act: deterministic is traced, so a key is needed. Give key=, or make the flag a "
+                "constant: jax.jit(brain.act, static_argnums=1)"
+            )
+        if isinstance(obs, jax.core.Tracer):
             raise _without_key()
         draw = np.uint32(next(self._draws) & 0xFFFFFFFF)
         action = functions.drawn(playing.params, obs, self._key, draw, playing.norm)
@@ -324,11 +329,15 @@ def _flag(deterministic: Any) -> Any:
 
 
 def _checked_key(key: Any) -> Any:
+    """Return one key, new-style (a scalar) or raw (uint32 words)."""
     if isinstance(key, jax.Array | np.ndarray):
-        return key
-    raise BadParams(
-        f"key: expected a PRNG key, such as jax.random.key(0), found {type(key).__name__}"
-    )
+        is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if is_typed else (key.ndim == 1 and key.dtype == np.uint32):
+            return key
+        found = f"{key.dtype}{list(key.shape)}; for a batch of keys, jax.vmap(brain.policy)"
+    else:
+        found = type(key).__name__
+    raise BadParams(f"key: expected one PRNG key, such as jax.random.key(0), found {found}")
 
 
 def _without_key() -> BadParams:

@@ -378,8 +378,13 @@ def test_arguments_in_each_others_place_are_named(brain: BrainInference) -> None
         brain.act(OBS, jax.random.key(0))
     with pytest.raises(BadParams, match="deterministic: expected True or False, found str"):
         brain.act(OBS, "yes")
-    with pytest.raises(BadParams, match=r"key: expected a PRNG key.*found int"):
+    with pytest.raises(BadParams, match=r"key: expected one PRNG key.*found int"):
         brain.act(OBS, key=3)
+    keys = jax.random.split(jax.random.key(0), 5)
+    with pytest.raises(BadParams, match=r"one PRNG key.*found key<fry>\[5\].*jax.vmap"):
+        brain.act(OBS, key=keys)
+    with pytest.raises(BadParams, match=r"one PRNG key.*found float64\[2\]"):
+        brain.policy(brain.params, OBS, np.zeros(2))
 
 
 # Tracing
@@ -392,10 +397,16 @@ def test_acting_without_a_key_in_a_traced_function_is_refused(brain: BrainInfere
         jax.vmap(brain.act),
         lambda obs: jax.jit(lambda: brain.act(constant))(),
         lambda obs: jax.lax.map(brain.act, obs),
-        lambda obs: jax.jit(brain.act)(obs, True),
     ):
         with pytest.raises(BadParams, match=r"without a key.*drawn once, while tracing"):
             traced(constant)
+
+
+def test_a_traced_flag_without_a_key_is_refused_with_the_way_out(brain: BrainInference) -> None:
+    with pytest.raises(BadParams, match=r"deterministic is traced.*static_argnums"):
+        jax.jit(brain.act)(OBS, True)
+    greedy = jax.jit(brain.act, static_argnums=1)
+    close(greedy(OBS, True), brain.act(OBS, True))
 
 
 def test_acting_with_a_key_may_be_traced(brain: BrainInference) -> None:
