@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from brains import DIMS, NETWORK, OBS, NnxActor, init, nnx_outputs, nnx_state, outputs, save
+from actors import DIMS, NETWORK, OBS, NnxActor, init, nnx_outputs, nnx_state, outputs, save
 from command_line import ok, parsed, process, refused, run
 
 from brainstore import BrainManager, Golden

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brains import (
+from actors import (
     DIMS,
     NETWORK,
     OBS,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from brains import DIMS, NETWORK, OBS, init, save
+from actors import DIMS, NETWORK, OBS, init, save
 
 from brainstore import BrainInference, BrainManager
 from brainstore.errors import BadParams, NotFound

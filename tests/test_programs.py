@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brains import DIMS, NETWORK, OBS, NnxActor, init, nnx_state, outputs, save
+from actors import DIMS, NETWORK, OBS, NnxActor, init, nnx_state, outputs, save
 
 from brainstore import BrainInference, BrainManager, Golden
 from brainstore.architecture import called
