@@ -96,7 +96,7 @@ def rebuilt(
     obs_dim = arguments.get("obs_dim", meta.input_dim)
     if inputs is None:
         inputs = _row(obs_dim, owner)
-    make = _nnx_apply if _is_nnx(module) else _linen_apply
+    make = _nnx_apply if is_nnx(module) else _linen_apply
     where = f"{owner} and {label(network_class)}"
     return Network(make(module, manifest.groups[PARAMS].leaves, inputs, where), (obs_dim,))
 
@@ -117,10 +117,11 @@ def _require_class(network_class: object, meta: BrainMeta, owner: str) -> None:
 
 def _is_module(value: object) -> bool:
     linen = sys.modules.get("flax.linen")
-    return _is_nnx(value) or (linen is not None and isinstance(value, linen.Module))
+    return is_nnx(value) or (linen is not None and isinstance(value, linen.Module))
 
 
-def _is_nnx(value: object) -> bool:
+def is_nnx(value: object) -> bool:
+    """Whether it is an nnx Module."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(value, nnx.Module)
 
@@ -220,35 +221,53 @@ def _nnx_apply(module: Any, leaves: Sequence[Leaf], inputs: Any, where: str) -> 
     from flax import nnx
 
     module.eval()
-    graphdef, state = nnx.split(module)
+    state = nnx.state(module)
     is_wrapped = _top_keys(leaves) == {PARAMS} and PARAMS not in state
     if is_wrapped:
         leaves = [msgspec.structs.replace(x, path=x.path.partition("/")[2]) for x in leaves]
     saved = {leaf.path for leaf in leaves}
-    random = {path for path, _ in walk(nnx.split(module, nnx.RngState, ...)[1], PARAMS)[1]}
-    unsaved = random - saved
-    wanted = [(path, leaf) for path, leaf in walk(state, PARAMS)[1] if path not in unsaved]
+    random = {path for path, _ in walk(nnx.state(module, nnx.RngState), PARAMS)[1]}
+    wanted = [
+        (path, x) for path, x in walk(state, PARAMS)[1] if path in saved or path not in random
+    ]
     _require_fit(wanted, leaves, where)
-    whole = nnx.to_pure_dict(state)
+    apply = of_state(module)
+    if is_wrapped:
+        return lambda params, *args, **kwargs: apply(params[PARAMS], *args, **kwargs)
+    return apply
+
+
+def of_state(module: Any) -> Apply:
+    """Return the call of an nnx module as a function of its state as nested dicts.
+
+    The state may lack random streams: they are fixed then, for calls that draw from none.
+    """
+    import jax
+    from flax import nnx
+
+    graphdef, random, _ = nnx.split(module, nnx.RngState, ...)  # type: ignore[misc]  # its own
+    streams = jax.tree.map(_fixed, nnx.to_pure_dict(random))
 
     def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
-        found = params[PARAMS] if is_wrapped else params
-        return nnx.merge(graphdef, _filled(whole, found) if unsaved else found)(*args, **kwargs)
+        return nnx.merge(graphdef, _completed(params, streams))(*args, **kwargs)
 
     return apply
 
 
-def _filled(wanted: Any, params: Any) -> Any:
-    """Return params with the random streams that were not saved; evaluation draws from none."""
+def _fixed(stream: Any) -> Any:
     from jax import dtypes, numpy, random
 
-    if isinstance(wanted, Mapping):
-        known = {} if params is None else params
-        return {key: _filled(child, known.get(key)) for key, child in wanted.items()}
-    if params is not None:
-        return params
-    is_key = numpy.issubdtype(wanted.dtype, dtypes.prng_key)
-    return numpy.full(wanted.shape, random.key(0) if is_key else 0, wanted.dtype)
+    is_key = numpy.issubdtype(stream.dtype, dtypes.prng_key)
+    return numpy.full(stream.shape, random.key(0) if is_key else 0, stream.dtype)
+
+
+def _completed(params: Any, streams: Any) -> Any:
+    """Return params with the random streams that they lack."""
+    if not isinstance(streams, Mapping):
+        return streams if params is None else params
+    known = {} if params is None else params
+    lacking = {key: _completed(known.get(key), child) for key, child in streams.items()}
+    return {**known, **lacking}
 
 
 def _require_fit(wanted: Sequence[tuple[str, Any]], leaves: Sequence[Leaf], where: str) -> None:
@@ -259,10 +278,6 @@ def _require_fit(wanted: Sequence[tuple[str, Any]], leaves: Sequence[Leaf], wher
             f"{where} do not fit, at {len(problems)} of the params:\n{lines}\n"
             "Choose the class and the arguments that the version was trained with"
         )
-
-
-def _texts(inputs: Any) -> str:
-    return ", ".join(_typed(spec) for _, spec in walk(inputs, "inputs")[1])
 
 
 def _misfits(wanted: Mapping[str, Any], saved: Mapping[str, Leaf]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from brainstore import pytree
 from brainstore.architecture import Apply, Params, rebuilt
 from brainstore.errors import BadParams, BadReference, Unsupported
 from brainstore.groups import PARAMS, Placement, Reader
-from brainstore.manager import BrainManager
+from brainstore.manager import BrainManager, require_manager
 from brainstore.meta import BrainMeta
 from brainstore.policies import Norm, Policy, norm_of, policy_of
 from brainstore.programs import PROGRAM, opened
@@ -60,11 +60,7 @@ class BrainInference:
             BadParams: the version does not fit the class, or is no policy.
             Unsupported: its program cannot be read any more, or not on this platform.
         """
-        if not isinstance(manager, BrainManager):
-            raise BadParams(
-                f"manager: expected a BrainManager, found {type(manager).__name__}; open the zoo: "
-                "BrainManager('brains/')"
-            )
+        require_manager(manager)
         self._reference, self._zoo = manager.zoo.reference(model_name)
         if self._reference.subtree:
             raise BadReference(f"'{model_name}' names a part of a version; a whole one can play")
@@ -331,7 +327,7 @@ def _flag(deterministic: Any) -> Any:
 def _checked_key(key: Any) -> Any:
     """Return one key, new-style (a scalar) or raw (uint32 words)."""
     if isinstance(key, jax.Array | np.ndarray):
-        is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+        is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
         if key.ndim == 0 if is_typed else (key.ndim == 1 and key.dtype == np.uint32):
             return key
         found = f"{key.dtype}{list(key.shape)}; for a batch of keys, jax.vmap(brain.policy)"

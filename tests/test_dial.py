@@ -148,6 +148,21 @@ def test_nnx_modules_may_be_the_halves(dial: DIALBrainManager) -> None:
     np.testing.assert_array_equal(found, encoder.kernel[...])
 
 
+def test_an_empty_half_is_refused(dial: DIALBrainManager) -> None:
+    for empty in (None, {}, {"params": {}}):
+        with pytest.raises(
+            BadParams, match="decoder_params: expected a tree of arrays, found none"
+        ):
+            save(dial, encoder_params(), empty)
+    with pytest.raises(NotFound):
+        dial.load_dial("comms")
+
+
+def test_a_path_is_no_manager() -> None:
+    with pytest.raises(BadParams, match=r"expected a BrainManager, found str; .*BrainManager\("):
+        DIALBrainManager("brains/")  # type: ignore[arg-type]
+
+
 # The config
 
 
@@ -196,6 +211,53 @@ def test_networks_that_fit_are_traced_and_that_is_recorded(dial: DIALBrainManage
 def test_a_linen_network_takes_bare_params_too(dial: DIALBrainManager) -> None:
     encoder, decoder = encoder_params()["params"], decoder_params()["params"]
     assert save(dial, encoder, decoder, encoder=ENCODER, decoder=DECODER) == "networks"
+
+
+class NnxSpeaker(nnx.Module):
+    """A speaker with random streams of its own, which are no params."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.message = nnx.Linear(5, 8, rngs=rngs)
+
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        return self.message(self.dropout(obs))
+
+
+class NnxListener(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.hidden = nnx.Linear(11, 4, rngs=rngs)
+
+    def __call__(self, message: jax.Array, context: jax.Array) -> jax.Array:
+        return self.hidden(jnp.concatenate([message, context], axis=-1))
+
+
+@pytest.mark.parametrize("form", ["module", "state", "params only", "dict"])
+def test_nnx_networks_are_traced_with_params_in_every_form(
+    dial: DIALBrainManager, form: str
+) -> None:
+    speaker, listener = NnxSpeaker(nnx.Rngs(0)), NnxListener(nnx.Rngs(0))
+    forms = {
+        "module": lambda module: module,
+        "state": nnx.state,
+        "params only": lambda module: nnx.state(module, nnx.Param),
+        "dict": lambda module: nnx.to_pure_dict(nnx.state(module)),
+    }
+    halves = [forms[form](half) for half in (speaker, listener)]
+    assert save(dial, *halves, encoder=speaker, decoder=listener) == "networks"
+    with pytest.raises(BadParams, match="the encoder gives 8 values, and a message has"):
+        save(dial, *halves, config={**CONFIG, "vocab_size": 9}, encoder=speaker, decoder=listener)
+
+
+def test_params_of_another_nnx_network_are_refused(dial: DIALBrainManager) -> None:
+    speaker, listener = NnxSpeaker(nnx.Rngs(0)), NnxListener(nnx.Rngs(0))
+    with pytest.raises(BadParams, match="the encoder does not take obs"):
+        save(dial, listener, listener, encoder=speaker, decoder=listener, meta={"input_dim": 5})
+
+
+def test_a_class_is_no_network(dial: DIALBrainManager) -> None:
+    with pytest.raises(BadParams, match=r"encoder: expected a network, .*found the class DIALEnc"):
+        save(dial, encoder_params(), decoder_params(), encoder=DIALEncoder, decoder=DECODER)
 
 
 def test_a_function_is_a_network_and_may_give_tokens_and_payload_apart(

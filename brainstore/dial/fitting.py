@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brainstore import pytree
+from brainstore.architecture import is_nnx, of_state
 from brainstore.dial.config import DIALConfig
 from brainstore.errors import BadParams
 from brainstore.pytree.walk import walk
@@ -52,6 +54,8 @@ def judge(
     Raises:
         BadParams: they do not fit; all that does not is named, with its numbers.
     """
+    for name in halves:
+        _require_half(name, halves[name], networks[name])
     encoder, decoder = halves["encoder"], halves["decoder"]
     findings = [
         _kernels_of_encoder(encoder, widths)
@@ -66,6 +70,16 @@ def judge(
     doubt = "; ".join(each.doubt for each in findings if each.doubt)
     by = KERNELS if any(each.by == KERNELS for each in findings) else NETWORKS
     return Verdict(UNCHECKED, doubt) if doubt else Verdict(by)
+
+
+def _require_half(name: str, params: Any, network: Any) -> None:
+    if not walk(params, name)[1]:
+        raise BadParams(f"{name}_params: expected a tree of arrays, found none in it")
+    if isinstance(network, type):
+        raise BadParams(
+            f"{name}: expected a network, such as {network.__name__}(…), found the class "
+            f"{network.__name__}"
+        )
 
 
 # By tracing
@@ -122,12 +136,19 @@ def _traced(network: Any, params: Any, *shapes: tuple[int, ...]) -> list[tuple[i
 
     typed: Callable[..., Any] = jax.ShapeDtypeStruct
     inputs = [typed(shape, jnp.float32) for shape in shapes]
-    if not hasattr(network, "apply"):
+    if is_nnx(network):
+        outputs = jax.eval_shape(of_state(network), _as_loaded(params), *inputs)
+    elif not hasattr(network, "apply"):
         outputs = jax.eval_shape(network, params, *inputs)
     else:
         is_bare = isinstance(params, Mapping) and "params" not in params
         outputs = jax.eval_shape(network.apply, {"params": params} if is_bare else params, *inputs)
     return [tuple(leaf.shape) for leaf in jax.tree.leaves(outputs)]
+
+
+def _as_loaded(params: Any) -> Any:
+    structure, leaves = walk(params, "")
+    return pytree.unflatten(structure, [leaf for _, leaf in leaves])
 
 
 def _single(widths: set[int]) -> int:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from brainstore.dial.config import NAMES, DIALConfig
 from brainstore.dial.fitting import Verdict, judge
 from brainstore.errors import BadParams
+from brainstore.manager import BrainManager, require_manager
 from brainstore.meta import BrainMeta
-
-if TYPE_CHECKING:
-    from brainstore.manager import BrainManager
 
 BRAIN_TYPE = "dial"
 CHECK = "dial_check"
@@ -41,6 +39,7 @@ class DIALBrainManager:
     """
 
     def __init__(self, manager: BrainManager) -> None:
+        require_manager(manager)
         self.manager = manager
 
     def save_dial(
@@ -67,9 +66,9 @@ class DIALBrainManager:
             encoder_params, decoder_params: any pytrees.
             config: an object or a mapping with vocab_size, payload_dim and context_dim.
             meta: as for `BrainManager.save`; brain_type is "dial" unless it says otherwise.
-            encoder: a network with `apply(params, obs)`, such as a linen module, or a
-                function of the same arguments. It gives messages, [..., vocab_size +
-                payload_dim], or token logits and payload as a pair.
+            encoder: a network with `apply(params, obs)`, such as a linen module; an nnx
+                module; or a function of params and obs. It gives messages, [...,
+                vocab_size + payload_dim], or token logits and payload as a pair.
             decoder: the same of `(params, message, context)`, where rows of the context
                 have context_dim values; or of both in one array; or of the message alone.
             options: of `BrainManager.save`, such as parents, aliases and groups.

@@ -10,6 +10,7 @@ from typing import Any
 from brainstore import marker
 from brainstore.address import full_name, parse_reference
 from brainstore.cache import Cache
+from brainstore.errors import BadParams
 from brainstore.manager.carrying import Carrying
 from brainstore.manager.judging import Judging
 from brainstore.manager.loading import Loading
@@ -93,6 +94,15 @@ class BrainManager(Carrying, Judging, Loading):
 
     def _repr_html_(self) -> str:
         return html(self.zoo.url, self.table())
+
+
+def require_manager(manager: object) -> None:
+    """Raise BadParams unless it is a BrainManager, and not the path of a zoo."""
+    if not isinstance(manager, BrainManager):
+        raise BadParams(
+            f"manager: expected a BrainManager, found {type(manager).__name__}; open the zoo: "
+            "BrainManager('brains/')"
+        )
 
 
 def load(ref: str, **options: Any) -> tuple[Any, BrainMeta]:
