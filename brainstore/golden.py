@@ -133,7 +133,7 @@ class Deviation:
             return self.problem
         if math.isnan(self.max_error):
             return "NaN, where a number is expected"
-        return f"at most {self.max_error:.3g} off, {self.share:.3g} of what is allowed"
+        return f"at most {self.max_error:.3g} off, {self.share:.3g} times what is allowed"
 
 
 def play(function: Apply, params: Params, inputs: Any) -> Any:

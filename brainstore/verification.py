@@ -12,7 +12,6 @@ from brainstore.factory.proofs import prove
 from brainstore.golden import GROUP, Golden, play
 from brainstore.groups import PARAMS, Placement, Reader
 from brainstore.programs import DESCRIPTION, opened
-from brainstore.pytree.structure import shown
 from brainstore.records import Manifest
 from brainstore.versions import Version
 from brainstore.zoo import Zoo
@@ -113,6 +112,6 @@ def replayed(golden: Golden, apply: Apply, params: Any) -> list[Check]:
     """Return a check for each golden output of `apply(params, …)`."""
     deviations = golden.deviations(play(apply, params, golden.inputs))
     return [
-        Check(f"golden output {shown(x.path)}", x.fits, str(x), x.max_error, x.share)
+        Check(f"golden output {x.path}".rstrip(), x.fits, str(x), x.max_error, x.share)
         for x in deviations
     ]

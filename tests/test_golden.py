@@ -43,7 +43,7 @@ def test_a_deviation_is_measured_against_what_is_allowed_there() -> None:
     [fits] = golden.deviations({"x": np.float32([0.25, 100.75])})
     assert (fits.path, fits.max_error, fits.share) == ("x", 0.75, 0.5)
     assert fits.fits
-    assert str(fits) == "at most 0.75 off, 0.5 of what is allowed"
+    assert str(fits) == "at most 0.75 off, 0.5 times what is allowed"
     [off] = golden.deviations({"x": np.float32([0.75, 100])})
     assert (off.max_error, off.share, off.fits) == (0.75, 1.5, False)
 
@@ -235,6 +235,14 @@ def test_the_verb_replays_with_the_program(zoo: BrainManager) -> None:
     assert found["checks"][0].keys() == {"what", "holds", "text", "max_error", "share"}
     assert 0 <= found["checks"][0]["share"] <= 1
     assert found["digest"] == zoo.resolve("actor").digest
+
+
+def test_an_output_that_is_one_array_needs_no_name(zoo: BrainManager) -> None:
+    zoo.save("sum", {"w": OBS}, golden=Golden.of(lambda params, obs: obs.sum(-1), {}, OBS))
+    zoo.attach_export("sum", lambda params, obs: obs.sum(-1), OBS)
+    assert str(zoo.verify("sum")) == (
+        "sum:2\nok   golden output: at most 0 off, 0 times what is allowed"
+    )
 
 
 def test_the_verb_exits_with_5_when_it_is_off(zoo: BrainManager) -> None:

@@ -164,9 +164,10 @@ def _verdict(findings: Sequence[Finding]) -> str:
     help="Replay with this class, imported from here, not with the stored program.",
 )  # fmt: skip
 def verify(call: Call, ref: str, network: str | None) -> None:
-    """Replay the golden behaviour of a version.
+    """Check a version's golden behaviour and frozen experts.
 
-    Says how far off each output is; exits with 5 if one is farther than its tolerance.
+    Says how far off each output is, and what became of each expert; exits with 5 if one
+    does not hold.
     """
     zoo, ref = call.open_for(ref)
     network_class = None if network is None else _imported(network)
