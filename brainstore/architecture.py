@@ -90,6 +90,8 @@ def rebuilt(
     """
     meta = BrainMeta.of_manifest(manifest)
     _require_class(network_class, meta, owner)
+    if meta.brain_type:
+        owner = f"{owner} (a brain of type {meta.brain_type!r})"
     arguments = _arguments(network_class, meta, given)
     takes_rngs = _takes(network_class, "rngs", among_any=False)
     module = _built(network_class, arguments, owner, takes_rngs=takes_rngs)

@@ -81,14 +81,15 @@ def _require_window(description: Description, owner: str) -> None:
         return
     raise Unsupported(
         f"the program of {owner} was made with jaxlib {description.jaxlib} at "
-        f"{description.created_at[:10]}, here is jaxlib {here}, and {problem}. " + _WAYS
+        f"{description.created_at[:10]}, here is jaxlib {here}, and {problem}. {_ways()}"
     )
 
 
-_WAYS = (
-    "The params are there all the same: name the network's class, and renew the program with "
-    "manager.attach_export(ref, apply_fn, example_obs)"
-)
+def _ways(options: str = "") -> str:
+    return (
+        "The params are there all the same: name the network's class, and renew the program with "
+        f"manager.attach_export(ref, apply_fn, example_obs{options})"
+    )
 
 
 def _require_platform(description: Description, owner: str) -> None:
@@ -98,7 +99,7 @@ def _require_platform(description: Description, owner: str) -> None:
     if here not in description.platforms:
         raise Unsupported(
             f"the program of {owner} is for {', '.join(description.platforms)}, and this process "
-            f"computes on {here}. {_WAYS}, platforms=[{here!r}]"
+            f"computes on {here}. " + _ways(f", platforms=[{here!r}]")
         )
 
 
@@ -111,7 +112,7 @@ def _deserialized(body: bytes, description: Description, owner: str) -> Any:
         raise Corrupt(
             f"{PROGRAM} of {owner}, {len(body):,} bytes, is no program that jax "
             f"{jax.__version__} reads ({type(error).__name__}: {first_line(error)}); it says that "
-            f"jax {description.jax} wrote it. {_WAYS}"
+            f"jax {description.jax} wrote it. {_ways()}"
         ) from error
 
 
@@ -123,5 +124,5 @@ def _require_params(exported: Any, group: Group, owner: str) -> None:
     if not is_ours or found[: len(expected)] != expected:
         raise Corrupt(
             f"{PROGRAM} of {owner} does not take the {len(expected)} leaves of its params, so it "
-            f"belongs to another brain. {_WAYS}"
+            f"belongs to another brain. {_ways()}"
         )
