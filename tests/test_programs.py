@@ -63,7 +63,7 @@ np.save(sys.argv[3], brain.act(obs, deterministic=True))
 assert brain.act(obs[0]).shape == (2,)
 assert zoo.verify("actor").holds
 names = {name.partition(".")[0] for name in sys.modules}
-assert not names & {"flax", "optax", "brains"}, names
+assert not names & {"flax", "optax", "actors"}, names
 assert "brainstore.networks" not in sys.modules
 """
     np.save(tmp_path / "obs.npy", OBS)
