@@ -224,7 +224,9 @@ def test_dims_that_do_not_match_the_network_are_listed_leaf_by_leaf(zoo: BrainMa
     save(zoo, 0, input_dim=6)
     with pytest.raises(BadParams) as error:
         BrainInference(zoo, "actor", ActorCritic)
-    assert "actor:1 (a brain of type 'ppo') and ActorCritic do not fit, at 1 of the params" in str(error.value)
+    assert "actor:1 (a brain of type 'ppo') and ActorCritic do not fit, at 1 of the params" in str(
+        error.value
+    )
     assert "torso_0/kernel: the network expects float32[6, 8], found float32[4, 8]" in str(
         error.value
     )
@@ -504,7 +506,7 @@ def test_a_version_that_cannot_play_leaves_the_old_one_playing(
 ) -> None:
     expected = follower.act(OBS, True)
     zoo.save("actor", {"params": {"w": np.ones(3, np.float32)}}, **DIMS)
-    with pytest.raises(BadParams, match="actor:2 .* and ActorCritic do not fit"):
+    with pytest.raises(BadParams, match=r"actor:2 .* and ActorCritic do not fit"):
         follower.refresh()
     assert follower.version == 1
     close(follower.act(OBS, True), expected)
