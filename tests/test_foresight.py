@@ -48,7 +48,7 @@ def test_constant_velocity_is_right_about_straight_flight_and_stays_inside() -> 
 
 def test_predictions_start_from_where_the_neighbour_is(params: foresight.Params) -> None:
     seen = jnp.zeros((3, foresight.FRAMES, 4)).at[1, :, 0].set(0.5)
-    found = foresight.predict(params, seen)
+    found = jax.jit(foresight.predict)(params, seen)
     assert found.shape == (3, foresight.HORIZON, 2)
     assert float(jnp.abs(found[1, :, 0] - 0.5).max()) < 0.5
     np.testing.assert_array_equal(found[0], found[2])

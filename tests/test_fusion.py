@@ -17,10 +17,15 @@ OBS = jax.random.normal(KEY, (5, swarm.OBS_DIM))
 
 
 @pytest.fixture(scope="module")
-def fresh() -> fusion.Fused:
-    """Two untrained experts that differ, one of them with less to say."""
+def experts() -> tuple[Any, Any]:
+    """Two untrained ones that differ, one of them with less to say."""
     nav, wide = (ppo.start(seed).params for seed in (0, 1))
-    return fusion.start(0, nav, jax.tree.map(lambda leaf: leaf * 1.5, wide))
+    return nav, jax.tree.map(lambda leaf: leaf * 1.5, wide)
+
+
+@pytest.fixture(scope="module")
+def fresh(experts: tuple[Any, Any]) -> fusion.Fused:
+    return fusion.start(0, *experts)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +37,9 @@ def hashes(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_the_experts_are_the_params_given() -> None:
-    nav, wide = (ppo.start(seed).params for seed in (0, 1))
-    fused = fusion.start(0, nav, wide)
-    assert fused["experts"]["nav"] is nav
-    assert fused["experts"]["wide"] is wide
+def test_the_experts_are_the_params_given(experts: tuple[Any, Any], fresh: fusion.Fused) -> None:
+    assert fresh["experts"]["nav"] is experts[0]
+    assert fresh["experts"]["wide"] is experts[1]
 
 
 def test_training_leaves_the_experts_byte_identical_and_moves_the_gate(
@@ -56,10 +59,11 @@ def test_training_repeats_itself_bit_for_bit(fresh: fusion.Fused, trained: fusio
 
 
 def test_the_even_policy_is_the_mean_of_the_experts(fresh: fusion.Fused) -> None:
-    means = [ppo.policy(expert)(KEY, OBS) for expert in fresh["experts"].values()]
+    act = jax.jit(lambda policy: policy(KEY, OBS))
+    means = [act(ppo.policy(expert)) for expert in fresh["experts"].values()]
     expected = (means[0] + means[1]) / 2
-    np.testing.assert_allclose(fusion.even_policy(fresh)(KEY, OBS), expected, atol=1e-6)
-    np.testing.assert_allclose(fusion.policy(fresh)(KEY, OBS), expected, atol=0.01)
+    np.testing.assert_allclose(act(fusion.even_policy(fresh)), expected, atol=1e-6)
+    np.testing.assert_allclose(act(fusion.policy(fresh)), expected, atol=0.01)
 
 
 def test_a_fusion_is_evaluated_as_any_policy_is(trained: fusion.Fused) -> None:
