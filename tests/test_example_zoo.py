@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from command_line import measureless, ok
 
 from brainstore import AlreadyExists, BrainManager, DIALBrainManager, GateFailed
 from brainstore.demo import ppo, signals, swarm, zoo
@@ -30,6 +32,7 @@ CLASSES = {
     "transformer_context": TransformerContext,
 }
 KEPT = Path(__file__).parent.parent / "brains"
+PAGE = KEPT.parent / "docs" / "examples.md"
 
 
 @pytest.fixture
@@ -75,8 +78,8 @@ def test_only_a_brain_that_beats_all_it_has_to_is_saved(
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[BrainManager]:
     """A copy of the zoo in the repository, since opening one may write to it."""
-    shutil.copytree(KEPT, tmp_path / "kept")
-    with BrainManager(tmp_path / "kept") as manager:
+    shutil.copytree(KEPT, tmp_path / "kept" / "brains")
+    with BrainManager(tmp_path / "kept" / "brains") as manager:
         yield manager
 
 
@@ -112,6 +115,17 @@ def test_the_pair_in_the_repository_is_understood_and_not_by_chance(kept: BrainM
     seen = signals.evaluate(params, count=2_048)
     assert seen.success == pytest.approx(pair.meta.metrics["success"], abs=0.02)
     assert seen.shuffled < 2 * signals.CHANCE
+
+
+def test_the_page_shows_what_the_zoo_in_the_repository_says(
+    kept: BrainManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(kept.storage_dir).parent)
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["console", "python"]
+    for command, expected in re.findall(r"\$ brainstore (.*)\n((?:(?!\$ ).*\n)*)", blocks[0][1]):
+        assert measureless(ok(*command.split())) == measureless(expected)
+    exec(compile(blocks[1][1], "docs/examples.md", "exec"), {})
 
 
 def require_promises(manager: BrainManager) -> None:
