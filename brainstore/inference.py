@@ -328,7 +328,8 @@ def _checked_key(key: Any) -> Any:
     """Return one key, new-style (a scalar) or raw (uint32 words)."""
     if isinstance(key, jax.Array | np.ndarray):
         is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.ndim == 0 if is_typed else (key.ndim == 1 and key.dtype == np.uint32):
+        is_raw = key.dtype == np.uint32
+        if (is_typed and key.ndim == 0) or (is_raw and key.ndim == 1):
             return key
         found = f"{key.dtype}{list(key.shape)}; for a batch of keys, jax.vmap(brain.policy)"
     else:
