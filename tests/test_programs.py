@@ -110,6 +110,15 @@ def test_a_program_goes_through_jit_vmap_and_scan(zoo: BrainManager, brain: Brai
     close(scanned, plain.act(rows, True))
 
 
+def test_a_program_says_that_it_has_no_derivative(brain: BrainInference) -> None:
+    def loss(scale: jax.Array, params: Any) -> jax.Array:
+        return (scale * brain.policy(params, OBS, None, True)).sum()
+
+    with pytest.raises(Unsupported, match=r"has no derivative.*network's class"):
+        jax.grad(loss, argnums=1)(1.0, brain.params)
+    close(jax.grad(loss)(1.0, brain.params), brain.act(OBS, True).sum())
+
+
 def test_refresh_takes_new_params_of_the_same_program_without_compiling(
     zoo: BrainManager, brain: BrainInference
 ) -> None:

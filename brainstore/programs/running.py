@@ -9,7 +9,7 @@ from typing import Any
 from brainstore import pytree
 from brainstore.address import Digest
 from brainstore.architecture import Params
-from brainstore.errors import BadParams
+from brainstore.errors import BadParams, Unsupported
 from brainstore.programs.form import Description, Signature, signature
 from brainstore.pytree.structure import shown
 from brainstore.pytree.walk import walk
@@ -31,7 +31,7 @@ class Program:
         self._input_tree: Any = jax.tree.structure(self.inputs)
         self._signatures = [signature(*each) for each in walk(self.inputs, "inputs")[1]]
         rows_in = [bool(each.shape) for each in self._signatures]
-        self._run = _with_vmap(exported.call, rows_in, self._has_rows)
+        self._run = _without_derivative(_with_vmap(exported.call, rows_in, self._has_rows))
 
     def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         """Return the network's outputs, plain containers of arrays; for jit, vmap and scan.
@@ -43,6 +43,7 @@ class Program:
 
         Raises:
             BadParams: params or inputs are of another structure, shape or dtype.
+            Unsupported: the outputs are differentiated.
         """
         import jax
 
@@ -177,6 +178,21 @@ def _with_vmap(call: Run, rows_in: Sequence[bool], rows_out: Sequence[bool]) -> 
         return _unfolded(size, run(leaves, jax.tree.unflatten(tree, folded)), rows_out)
 
     return run  # type: ignore[no-any-return, unused-ignore]
+
+
+def _without_derivative(run: Run) -> Run:
+    """Return `run`, which says so when it is differentiated; JAX's own error does not."""
+    import jax
+
+    played = jax.custom_jvp(run)
+
+    @played.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise Unsupported(
+            "a stored program has no derivative. Play the brain by its network's class to train it"
+        )
+
+    return played
 
 
 def _folded(size: int, leaf: Any, is_mapped: bool) -> Any:
