@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +82,29 @@ def moto_server() -> Iterator[dict[str, Any]]:
 def moto_place(moto_server: dict[str, Any]) -> S3Place:
     """A fresh prefix of a bucket on moto."""
     return S3Place(f"s3://{BUCKET}/{secrets.token_hex(8)}", moto_server)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Writes down what a long test has counted, for the table that `scripts/soak` prints.
+
+    `tally("kill -9 in a save", cases=412, lost=0)` adds a line of JSON to the file that
+    BRAINSTORE_TALLY names, if it names one.
+    """
+
+    def write(what: str, **counts: int) -> None:
+        if path := os.environ.get("BRAINSTORE_TALLY"):
+            line = json.dumps({"what": what, **counts, "test": request.node.nodeid})
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    return write
+
+
+@pytest.fixture
+def soak_s() -> float:
+    """How many seconds a long test that could go on for ever is to go on."""
+    return float(os.environ.get("BRAINSTORE_SOAK_S", "60"))
 
 
 def pytest_configure() -> None:
