@@ -139,6 +139,21 @@ class LocalStore(Store):
             # Also when it was gone: who removed it may not have come to this line.
             disk.fsync_folder(file.parent)
 
+    def leftovers(self) -> Iterator[Stat]:
+        with self._explained("list", ""):
+            yield from disk.walk_leftovers(self.root, "")
+
+    def discard(self, leftover: Stat) -> None:
+        folder, _, name = leftover.key.rpartition("/")
+        file = (self._file(folder) if folder else self.root) / name
+        if not name.startswith(disk.LEFTOVER_PREFIX) or "\0" in name:
+            super().discard(leftover)
+        with self._explained("delete", leftover.key), suppress(*disk.ABSENT_ERRORS):
+            self._refuse_to_leave(file.parent)
+            if not file_type.S_ISREG(os.lstat(file).st_mode):
+                super().discard(leftover)
+            os.unlink(file)
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 

@@ -77,6 +77,14 @@ class MirroredStore(Store):
         self._inner.delete(key)
         self._remember(self._place(key), None)
 
+    def leftovers(self) -> Iterator[Stat]:
+        self._require_online("")
+        return self._inner.leftovers()
+
+    def discard(self, leftover: Stat) -> None:
+        self._require_online(leftover.key)
+        self._inner.discard(leftover)
+
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ Result = TypeVar("Result")
 _ATTEMPTS = 6
 _READ_ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
+_UPLOAD = "?uploadId="
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,27 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         self._call("delete", key, lambda: self._delete(key))
 
+    def leftovers(self) -> Iterator[Stat]:
+        marker: dict[str, str] = {}
+        while True:
+            page = self._call("list", "", partial(self._uploads_page, marker))
+            for upload in page.get("Uploads", ()):
+                if upload["Key"].startswith(self._prefix):
+                    key = f"{upload['Key'][len(self._prefix) :]}{_UPLOAD}{upload['UploadId']}"
+                    yield Stat(key, 0, _begun_at(upload))
+            # SeaweedFS 4.48 goes on from the id alone, and names no key.
+            names = ("KeyMarker", "UploadIdMarker")
+            after = {name: found for name in names if (found := page.get(f"Next{name}"))}
+            if not page.get("IsTruncated") or after in ({}, marker):
+                return
+            marker = after
+
+    def discard(self, leftover: Stat) -> None:
+        key, _, upload_id = leftover.key.rpartition(_UPLOAD)
+        if not key or not upload_id:
+            super().discard(leftover)
+        self._call("delete", key, lambda: self._abort(key, upload_id))
+
     def close(self) -> None:
         self._clients.close()
 
@@ -185,6 +208,21 @@ class S3Store(Store):
 
     async def _delete(self, key: str) -> None:
         await self._unless_missing("delete_object", key)
+
+    async def _uploads_page(self, marker: dict[str, str]) -> dict[str, Any]:
+        page: dict[str, Any] = await self._clients.ordinary.list_multipart_uploads(
+            Bucket=self.bucket, Prefix=self._prefix, **marker
+        )
+        return page
+
+    async def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            await self._clients.ordinary.abort_multipart_upload(
+                UploadId=upload_id, **self._target(key)
+            )
+        except ClientError as failure:
+            if code_of(failure) != "NoSuchUpload":
+                raise
 
     def _get_nothing(self, key: str, stop: int) -> bytes:
         found = self.stat(key)
@@ -324,6 +362,11 @@ def _split(url: str) -> tuple[str, str]:
     if not bucket or "//" in prefix:
         raise BadReference(f"{url!r}: expected s3://bucket or s3://bucket/prefix")
     return bucket, f"{prefix}/" if prefix else ""
+
+
+def _begun_at(upload: Mapping[str, Any]) -> float:
+    # Unknown counts as new: nobody must take a running upload for a dead one.
+    return float(upload["Initiated"].timestamp()) if "Initiated" in upload else time.time()
 
 
 def _by_key(found: Stat) -> str:
