@@ -147,5 +147,5 @@ def test_what_is_no_ordinary_file_is_not_there(tmp_path: Path, kind: str) -> Non
             zoo.load("ppo")
         with pytest.raises(Corrupt, match="is missing"):
             zoo.list_models()
-        kinds = {finding.kind for finding in fsck(zoo.zoo, deep=True)}
+        kinds = {finding.kind for finding in fsck(zoo.zoo)}
         assert {"index", "blob-missing"} <= kinds
