@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -84,6 +85,15 @@ class MirroredStore(Store):
     def discard(self, leftover: Stat) -> None:
         self._require_online(leftover.key)
         self._inner.discard(leftover)
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        self._require_online(keys[0] if keys else "")
+        self._inner.delete_all(keys)
+        for key in keys:
+            self._remember(self._place(key), None)
+
+    def sole(self, prefix: str) -> AbstractContextManager[bool]:
+        return self._inner.sole(prefix)
 
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from brainstore.errors import (
     Conflict,
     Corrupt,
     NotFound,
+    ReadOnly,
     StoreUnavailable,
 )
 from brainstore.storage.base import (
@@ -59,6 +60,7 @@ _ATTEMPTS = 6
 _READ_ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _UPLOAD = "?uploadId="
+_KEYS_PER_DELETION = 1000  # what S3 takes in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,11 @@ class S3Store(Store):
             super().discard(leftover)
         self._call("delete", key, lambda: self._abort(key, upload_id))
 
+    def delete_all(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _KEYS_PER_DELETION):
+            chunk = keys[start : start + _KEYS_PER_DELETION]
+            self._call("delete", chunk[0], partial(self._delete_once, chunk))
+
     def close(self) -> None:
         self._clients.close()
 
@@ -223,6 +230,27 @@ class S3Store(Store):
         except ClientError as failure:
             if code_of(failure) != "NoSuchUpload":
                 raise
+
+    async def _delete_once(self, keys: Sequence[str]) -> None:
+        """Remove up to 1,000 objects.
+
+        As a POST: a DELETE that meets a broken connection is sent again by aiohttp itself.
+        """
+        listed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        try:
+            reply = await self._clients.single.delete_objects(Bucket=self.bucket, Delete=listed)
+        except FAILURES as failure:
+            lost = meaning_of(failure) is Reply.LOST
+            raise self._explain(failure, "delete", keys[0], lost) from failure
+        for error in reply.get("Errors", ()):
+            raise self._undeleted(error)
+
+    def _undeleted(self, error: Mapping[str, str]) -> BrainstoreError:
+        code, key = error.get("Code", ""), error.get("Key", "")[len(self._prefix) :]
+        what = f"Cannot delete {key} in {self.url}: {code} {error.get('Message', '')}".rstrip()
+        if code == "AccessDenied":
+            return ReadOnly(f"{what}. These credentials may not delete; ask for the right to.")
+        return StoreUnavailable(f"{what}. Try again later", outcome_unknown=True)
 
     def _get_nothing(self, key: str, stop: int) -> bytes:
         found = self.stat(key)
