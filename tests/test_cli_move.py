@@ -301,6 +301,7 @@ def test_fsck_tells_a_flipped_byte_and_exits_with_five(zoo: BrainManager, tmp_pa
     body = bytearray(blob.read_bytes())
     body[-1] ^= 1
     blob.write_bytes(body)
+    blob.chmod(0o444)
     result = run("fsck", "--json")
     assert result.exit_code == 5
     assert [x["kind"] for x in json.loads(result.stdout)] == ["blob-damaged"]

@@ -69,7 +69,7 @@ def test_an_intent_under_a_key_of_nobody_is_neither_read_nor_followed(tmp_path: 
         finish(zoo)
         inner.put("intents/../../../../planted.json", b"theirs")
         kinds = {(each.kind, each.where) for each in fsck(zoo.zoo)}
-        assert ("intent", "intents/../../../../planted.json") in kinds
+        assert ("stray", "intents/../../../../planted.json") in kinds
         assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
     assert not list(tmp_path.rglob("planted.json"))
 

@@ -231,8 +231,8 @@ def _collector(zoo: Zoo) -> Iterator[Finding]:
 def _way_on(zoo: Zoo, state: GcState) -> str:
     # On disk a lock, which the kernel frees, proves that a collector is dead.
     if state.state == "deleting" and zoo.store.path(GC_STATE_KEY) is None:
-        return "If you know that it has: brainstore gc --take-over"
-    return "If so, the next one goes on by itself: brainstore gc"
+        return "If it has, for an hour: brainstore gc --yes --take-over"
+    return "If so, the next one goes on by itself: brainstore gc --yes"
 
 
 def _is_live(zoo: Zoo, key: Key) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from brainstore.address import (
     BLOBS_PREFIX,
@@ -20,7 +21,6 @@ from brainstore.address import (
     PROBE_PREFIX,
     SNAPSHOT_KEY,
     Digest,
-    intent_key,
     parse_fact_key,
     parse_intent_key,
     parse_manifest_key,
@@ -35,7 +35,7 @@ from brainstore.zoo import Zoo
 STALE_INTENT_S = 24 * 3600.0
 FRESH_INTENT_S = 3600.0
 
-_GC = "`brainstore gc` removes what is older than a day"
+_GC = "Once a day old, they are removed by: brainstore gc --yes"
 
 
 def age_s(stat: Stat) -> float:
@@ -43,23 +43,21 @@ def age_s(stat: Stat) -> float:
 
 
 def intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
-    """Yield every intent; None for one that cannot be read."""
+    """Yield every intent; None for one that cannot be read, or is another's."""
     for stat in zoo.store.list(INTENTS_PREFIX):
-        if parse_intent_key(stat.key) is None:
-            yield stat, None
-            continue
-        found = zoo.store.get(stat.key)
+        write_id = parse_intent_key(stat.key)
+        found = zoo.store.get(stat.key) if write_id else None
         if found is not None:
-            try:
-                yield stat, Intent.decode(found.body, stat.key)
-            except (Corrupt, Unsupported):
-                yield stat, None
+            intent = None
+            with suppress(Corrupt, Unsupported):
+                intent = Intent.decode(found.body, stat.key)
+            yield stat, intent if intent and intent.write_id == write_id else None
 
 
 def intent_findings(zoo: Zoo) -> Iterator[Finding]:
     """Yield the intents that cannot be read, and those whose saves are dead."""
     for stat, intent in intents(zoo):
-        if intent is None or intent_key(intent.write_id) != stat.key:
+        if intent is None:
             text = "cannot be read, and may protect anything: nothing is collected while it is "
             text += "here. Remove it by hand once no save or sync from the time of "
             text += f"{_when(stat)} can be running"
@@ -67,7 +65,7 @@ def intent_findings(zoo: Zoo) -> Iterator[Finding]:
         elif age_s(stat) > STALE_INTENT_S:
             names = ", ".join(f"{each.name}:{each.version}" for each in intent.targets[:3])
             text = f"a save or sync of {names or 'blobs'} died {age_s(stat) / 3600:.0f} h ago. "
-            yield Finding("intent-expired", stat.key, text + "`brainstore gc` resolves it")
+            yield Finding("intent-expired", stat.key, f"{text}Resolve it: brainstore gc --yes")
 
 
 def _when(stat: Stat) -> str:
@@ -145,11 +143,9 @@ def _as_text(key: str) -> str:
 
 def _stray_text(key: str) -> str:
     """Return what to say of a key that is no record and no blob; nothing if it has a place."""
-    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY, POLICY_KEY) or key.startswith(
-        INTENTS_PREFIX
-    ):
+    if key in (MARKER_KEY, SNAPSHOT_KEY, GC_STATE_KEY, POLICY_KEY):
         return ""
-    if parse_fact_key(key) is not None:
+    if parse_fact_key(key) is not None or parse_intent_key(key) is not None:
         return ""
     if key.startswith(DAMAGED_PREFIX):
         return "what a repair found damaged and moved here; remove it when it is not needed"

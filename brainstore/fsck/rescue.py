@@ -207,17 +207,20 @@ def _digest_told(key: Key, seen: Survey, index: Index | None) -> Digest:
 
 
 def _generation_told(key: Key, digest: Digest, seen: Survey, index: Index | None) -> int:
-    """Return how often the version was deleted and restored.
+    """Return how often the version was deleted and restored, or 2 where that is not known.
+
+    As a version that was restored once, it is no plain manifest: a save that a collection
+    has given up would pass that one by, and may have been given up at this very number.
 
     Raises:
         _Stays: it is deleted, or nothing tells that it is not.
     """
-    if index is not None:
-        generation = index.tombstones.get(key, 0)
-        if generation % 2:
-            raise _Stays("it was deleted here")
+    generation = index.tombstones.get(key, 0) if index else 0
+    if generation % 2:
+        raise _Stays("it was deleted here")
+    if index and (generation or key in index.rows):
         return generation
     named = {(name, p.version, p.digest) for (name, _), p in seen.pointers.items()}
-    if (*key, digest) not in named:
+    if index is None and (*key, digest) not in named:
         raise _Stays("the index cannot be read, and nothing else tells whether it was deleted")
-    return 0
+    return 2
