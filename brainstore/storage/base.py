@@ -194,6 +194,10 @@ class Store(ABC):
         """
         return None
 
+    def access(self) -> dict[str, str]:
+        """Return as whom and by which way we get in, for people to read; never a secret."""
+        return {}
+
     @property
     def identity(self) -> str:
         """What tells this store from every other, where equal URLs may mean two servers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import stat as file_type
 import sys
@@ -20,6 +21,15 @@ ABSENT_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _CHUNK_BYTES = 1 << 20
 # Opening a pipe waits for its writer otherwise.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+
+
+def user() -> str:
+    """Return whom the kernel takes us for."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        name = "a user without a name"
+    return f"{name} (uid {os.geteuid()})" if hasattr(os, "geteuid") else name
 
 
 def token_of(body: bytes | Body) -> Token:

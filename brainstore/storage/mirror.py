@@ -98,6 +98,9 @@ class MirroredStore(Store):
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)
 
+    def access(self) -> dict[str, str]:
+        return self._inner.access()
+
     def close(self) -> None:
         self._inner.close()
 
