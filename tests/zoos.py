@@ -133,6 +133,17 @@ class CrashingStore(WrappedStore):
             raise Crash(f"{'after' if self.after else 'before'} {call}")
 
 
+def crash(inner: Store, work: Callable[[BrainManager], object], at: int, *, after: bool) -> bool:
+    """Do the work and stop the world at its `at`-th call; return whether it came so far."""
+    store = CrashingStore(inner, at, after=after)
+    manager = BrainManager(store)
+    with contextlib.suppress(Crash):
+        work(manager)
+        finish(manager)
+    manager.close()
+    return store.has_crashed
+
+
 def memory_copy(store: MemoryStore) -> MemoryStore:
     """Return another store with the same objects."""
     copy = MemoryStore()
