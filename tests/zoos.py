@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,17 @@ class WrappedStore(Store):
     def list(self, prefix: str) -> Iterator[Stat]:
         return iter(self._do("list", prefix, lambda: list(self.inner.list(prefix))))
 
+    def links(self) -> Sequence[str]:
+        return self.inner.links()
+
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))
 
     def path(self, key: str) -> Path | None:
         return self.inner.path(key)
+
+    def open(self, key: str) -> int | None:
+        return self.inner.open(key)
 
     def close(self) -> None:
         self.inner.close()

@@ -41,7 +41,7 @@ from brainstore.errors import (
 from brainstore.fsck.content import Content
 from brainstore.fsck.quality import policy_findings, report_findings
 from brainstore.fsck.repair import mend
-from brainstore.fsck.survey import Finding, Key, Survey, each, survey
+from brainstore.fsck.survey import Finding, Key, Survey, each, listed, stat_of, survey
 from brainstore.index import Index, Row
 from brainstore.records import GcState, Intent
 from brainstore.storage.base import Stat
@@ -122,6 +122,7 @@ class _Check:
             self._stat_blobs()
         return [
             *found,
+            *_links(self.zoo),
             *_collector(self.zoo),
             *policy_findings(self.zoo),
             *self.survey.findings,
@@ -136,7 +137,7 @@ class _Check:
         """List the zoo; return the keys of records, and keep the blobs' sizes."""
         prefix = f"{MODELS_PREFIX}{self.name}/" if self.name else ""
         records = []
-        for stat in self.zoo.store.list(prefix):
+        for stat in listed(self.zoo, prefix):
             if digest := parse_blob_key(stat.key):
                 self.blobs[digest] = stat.size_bytes
             elif parse_manifest_key(stat.key) or parse_pointer_key(stat.key):
@@ -148,8 +149,7 @@ class _Check:
         return records
 
     def _stat_blobs(self) -> None:
-        store = self.zoo.store
-        for stat in each(self.zoo, lambda d: store.stat(blob_key(d)), list(self.users)):
+        for stat in each(self.zoo, lambda d: stat_of(self.zoo, blob_key(d)), list(self.users)):
             if stat and (digest := parse_blob_key(stat.key)):
                 self.blobs[digest] = stat.size_bytes
 
@@ -165,7 +165,7 @@ class _Check:
     def _blob_finding(self, wanted: tuple[Digest, int], users: list[Key]) -> Finding | None:
         # Listed before the manifests were read: it may be new, or its versions deleted.
         (digest, size), key = wanted, blob_key(wanted[0])
-        stat = self.zoo.store.stat(key)
+        stat = stat_of(self.zoo, key)
         if stat is not None and stat.size_bytes == size:
             self.blobs[digest] = size
             return None
@@ -224,12 +224,18 @@ def _marker(zoo: Zoo, has_objects: bool) -> Iterator[Finding]:
         yield Finding("marker", MARKER_KEY, f"{error}. Remove it, then: brainstore fsck --repair")
 
 
+def _links(zoo: Zoo) -> Iterator[Finding]:
+    for key in zoo.store.links():
+        text = "is a symbolic link, which nothing follows. Put what it stands for in its place"
+        yield Finding("link", key, text)
+
+
 def _collector(zoo: Zoo) -> Iterator[Finding]:
-    found = zoo.store.get(GC_STATE_KEY)
-    if found is None:
-        yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
-        return
     try:
+        found = zoo.store.get(GC_STATE_KEY)
+        if found is None:
+            yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
+            return
         state = GcState.decode(found.body, GC_STATE_KEY)
     except (Corrupt, Unsupported) as error:
         text = f"{error}. When no collection runs, remove it, then: brainstore fsck --repair"
@@ -254,7 +260,7 @@ def _is_live(zoo: Zoo, key: Key) -> bool:
 
 def _intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
     """Yield every intent; None for one that cannot be read."""
-    for stat in zoo.store.list(INTENTS_PREFIX):
+    for stat in listed(zoo, INTENTS_PREFIX):
         if parse_intent_key(stat.key) is None:
             yield stat, None
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from brainstore.index import Index, Row
 from brainstore.meta import BrainMeta
 from brainstore.pytree.structure import count_leaves
 from brainstore.records import AliasRow, Group, Manifest, Pointer, Tombstone
+from brainstore.storage.base import Stat
 from brainstore.versions import Stored
 from brainstore.zoo import Zoo
 
@@ -44,6 +46,7 @@ class Finding:
                         content: gone, of another size, of other bytes, of another form
     pointer, latest     an alias, or `latest`, names what it must not
     report, policy      a quality report that cannot count, or a policy that cannot be read
+    link                a symbolic link, behind which nothing is looked for
     index               snapshot or journal differ from the records
     intent, stray       harmless: a save that died long ago, a key of nobody's
     """
@@ -114,10 +117,8 @@ def survey(
     `keys` are those listed already. With `leaves`, the forms of all leaves are kept.
     """
     if keys is None:
-        keys = [
-            stat.key
-            for stat in zoo.store.list(f"{MODELS_PREFIX}{name}/" if name else MODELS_PREFIX)
-        ]
+        prefix = f"{MODELS_PREFIX}{name}/" if name else MODELS_PREFIX
+        keys = [stat.key for stat in listed(zoo, prefix)]
     keys = list(keys)
     found = Survey()
     versions = [key for key in map(parse_manifest_key, keys) if key and name in (None, key[0])]
@@ -139,6 +140,20 @@ def survey(
         elif pointer is not None:
             found.pointers[place] = pointer
     return found
+
+
+def listed(zoo: Zoo, prefix: str) -> Iterator[Stat]:
+    """Yield what can be listed; links, behind which there may be more, are findings."""
+    with suppress(Corrupt):
+        yield from zoo.store.list(prefix)
+
+
+def stat_of(zoo: Zoo, key: str) -> Stat | None:
+    """Return what the store says of the object; what lies behind a link is not there."""
+    try:
+        return zoo.store.stat(key)
+    except Corrupt:
+        return None
 
 
 def _seen(zoo: Zoo, key: Key, leaves: bool) -> tuple[Seen, list[Finding]] | Finding | None:

@@ -101,7 +101,7 @@ def sync(
 
 
 def _refuse_same_place(source: Zoo, target: Zoo) -> None:
-    paths = [zoo.store.path(MARKER_KEY) for zoo in (source, target)]
+    paths = [zoo.store.path("") for zoo in (source, target)]
     if None not in paths:
         same = os.path.realpath(str(paths[0])) == os.path.realpath(str(paths[1]))
     else:
