@@ -19,11 +19,9 @@ from pathlib import Path
 from brainstore.address import BLOBS_PREFIX
 from brainstore.errors import (
     AlreadyExists,
-    BrainstoreError,
     Conflict,
     Corrupt,
     NotFound,
-    ReadOnly,
     StoreUnavailable,
     Unsupported,
 )
@@ -39,6 +37,7 @@ from brainstore.storage.base import (
     Token,
     size_bytes,
 )
+from brainstore.storage.disk_errors import explanation
 
 try:
     import fcntl
@@ -47,8 +46,6 @@ except ImportError:  # Windows
 
 _ATTEMPTS = 16
 _LOCK_TIMEOUT_S = 60.0
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -142,6 +139,38 @@ class LocalStore(Store):
             # Also when it was gone: who removed it may not have come to this line.
             disk.fsync_folder(file.parent)
 
+    def leftovers(self) -> Iterator[Stat]:
+        with self._explained("list", ""):
+            yield from disk.walk_leftovers(self.root, "")
+
+    def discard(self, leftover: Stat) -> None:
+        folder, _, name = leftover.key.rpartition("/")
+        file = (self._file(folder) if folder else self.root) / name
+        if not name.startswith(disk.LEFTOVER_PREFIX) or "\0" in name:
+            super().discard(leftover)
+        with self._explained("delete", leftover.key), suppress(*disk.ABSENT_ERRORS):
+            self._refuse_to_leave(file.parent)
+            if not file_type.S_ISREG(os.lstat(file).st_mode):
+                super().discard(leftover)
+            os.unlink(file)
+
+    @contextmanager
+    def sole(self, prefix: str) -> Iterator[bool]:
+        folder = self._file(prefix.removesuffix("/"))
+        with self._explained("write", prefix):
+            self._make_folder(folder)
+            self._refuse_to_leave(folder)
+            descriptor = os.open(folder, os.O_RDONLY) if fcntl else -1
+        if fcntl is None:
+            yield False
+            return
+        try:
+            _lock_at_once(descriptor, folder)
+            yield True
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
@@ -149,7 +178,8 @@ class LocalStore(Store):
         try:
             return disk.open_below(self.root, self._names(key))
         except disk.LinkFound as error:
-            raise self._explanation(error, "read", key) from error
+            what = f"Cannot read {key} in {self.url}"
+            raise explanation(error, what, is_write=False) from error
 
     def _file(self, key: str) -> Path:
         return self.root.joinpath(*self._names(key))
@@ -351,38 +381,28 @@ class LocalStore(Store):
         try:
             yield
         except OSError as error:
-            raise self._explanation(error, action, key) from error
-
-    def _explanation(self, error: OSError, action: str, key: str) -> BrainstoreError:
-        where = f"Cannot {action} {key or 'the keys'} in {self.url}"
-        if isinstance(error, disk.LinkFound):
-            return Corrupt(
-                f"{where}: {error.filename} is a symbolic link, and none below the folder of a "
-                "zoo is followed. Put what it stands for in its place, or remove it"
-            )
-        if error.errno in _FULL:
-            return StoreUnavailable(
-                f"{where}: disk full ({error.strerror}); nothing was stored. "
-                "Free some space, then try again"
-            )
-        if error.errno in _FORBIDDEN and action in ("write", "delete"):
-            return ReadOnly(
-                f"{where}: {error.strerror}. Check who may write there, and whether the disk "
-                "is mounted read-only."
-            )
-        if error.errno in _FORBIDDEN:
-            return StoreUnavailable(f"{where}: {error.strerror}. Check who may read there.")
-        return StoreUnavailable(f"{where}: {error.strerror or error}. Check the disk, try again.")
+            what = f"Cannot {action} {key or 'the keys'} in {self.url}"
+            is_write = action in ("write", "delete")
+            raise explanation(error, what, is_write=is_write) from error
 
 
 def _stat(key: str, found: os.stat_result) -> Stat:
     return Stat(key, found.st_size, found.st_mtime)
 
 
+def _lock_at_once(descriptor: int, folder: Path) -> None:
+    try:
+        _lock(descriptor, folder)
+    except BlockingIOError:
+        raise Conflict(
+            f"Another process holds the lock of {folder}: it is at the same work. Wait for it"
+        ) from None
+
+
 def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, folder)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -391,8 +411,15 @@ def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
                     f"{_LOCK_TIMEOUT_S:.0f} s. Is it stopped? End it, then try again."
                 ) from None
             time.sleep(random.uniform(0.0002, 0.002))
-        except OSError as error:
-            raise Unsupported(
-                f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
-                "writers cannot share it. Use a local disk or an S3 server."
-            ) from error
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise Unsupported(
+            f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
+            "writers cannot share it. Use a local disk or an S3 server."
+        ) from error
