@@ -36,7 +36,7 @@ from brainstore.fsck.remains import (
     stray_findings,
     under_way,
 )
-from brainstore.fsck.survey import Key, Survey, each, survey
+from brainstore.fsck.survey import Key, Survey, each, listing, stat_of, survey
 from brainstore.records import GcState
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -97,6 +97,7 @@ class Check:
         return found
 
     def _found(self) -> Iterator[Finding]:
+        yield from _links(self.zoo)
         yield from _collector(self.zoo)
         yield from policy_findings(self.zoo)
         yield from self.survey.findings
@@ -111,7 +112,7 @@ class Check:
 
     def _list(self) -> None:
         """List the zoo: blobs with their sizes, and what may be the keys of records."""
-        for stat in self.zoo.store.list(f"{MODELS_PREFIX}{self.name}/" if self.name else ""):
+        for stat in listing(self.zoo, f"{MODELS_PREFIX}{self.name}/" if self.name else ""):
             if digest := parse_blob_key(stat.key):
                 self.blobs[digest] = stat.size_bytes
             elif parse_manifest_key(stat.key) or parse_pointer_key(stat.key):
@@ -128,10 +129,11 @@ class Check:
             self.zoo.registry.resolve(Reference(self.name, alias=Alias(LATEST)))
 
     def _stat_blobs(self) -> None:
-        store = self.zoo.store
         wanted = [*self.survey.users()]
         course = Course(Step("blobs", 0, len(wanted)))
-        for stat in each(self.zoo, lambda digest: store.stat(blob_key(digest)), wanted, course):
+        for stat in each(
+            self.zoo, lambda digest: stat_of(self.zoo, blob_key(digest)), wanted, course
+        ):
             if stat and (digest := parse_blob_key(stat.key)):
                 self.blobs[digest] = stat.size_bytes
 
@@ -147,7 +149,7 @@ class Check:
     def _blob_finding(self, wanted: tuple[Digest, int], users: list[Key]) -> Finding | None:
         # Listed before the manifests were read: it may be new, or its versions deleted.
         digest, size = wanted
-        stat = self.zoo.store.stat(blob_key(digest))
+        stat = stat_of(self.zoo, blob_key(digest))
         if stat is not None and stat.size_bytes == size:
             self.blobs[digest] = size
             return None
@@ -210,12 +212,18 @@ def _marker(zoo: Zoo, has_objects: bool) -> Iterator[Finding]:
         yield Finding("marker", MARKER_KEY, f"{error}. Remove it, then: brainstore fsck --repair")
 
 
+def _links(zoo: Zoo) -> Iterator[Finding]:
+    for key in zoo.store.links():
+        text = "is a symbolic link, which nothing follows. Put what it stands for in its place"
+        yield Finding("link", key, text)
+
+
 def _collector(zoo: Zoo) -> Iterator[Finding]:
-    found = zoo.store.get(GC_STATE_KEY)
-    if found is None:
-        yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
-        return
     try:
+        found = zoo.store.get(GC_STATE_KEY)
+        if found is None:
+            yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
+            return
         state = GcState.decode(found.body, GC_STATE_KEY)
     except (Corrupt, Unsupported) as error:
         text = f"{error}. When no collection runs, remove it, then: brainstore fsck --repair"

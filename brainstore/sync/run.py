@@ -102,7 +102,7 @@ def sync(
 
 def refuse_same_place(source: Zoo, target: Zoo) -> None:
     """Raise BadParams if both zoos are one."""
-    paths = [zoo.store.path(MARKER_KEY) for zoo in (source, target)]
+    paths = [zoo.store.path("") for zoo in (source, target)]
     if None not in paths:
         same = os.path.realpath(str(paths[0])) == os.path.realpath(str(paths[1]))
     else:
