@@ -1,0 +1,150 @@
+"""A network that loses, delays, cuts and stalls: nothing acknowledged is lost, nothing hangs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import S3Place
+from contender import compete
+from faulty_proxy import FaultyProxy, Weather, faulty_proxy
+from storm import Log, Tally, Worker, in_numbers, judge, tree
+from zoos import read_raw, same
+
+from brainstore import BrainManager
+from brainstore.cache import Cache
+from brainstore.fsck import Finding, fsck
+from brainstore.intents import finish_abandoned
+from brainstore.storage import open_store
+from brainstore.zoo import Zoo
+
+pytestmark = pytest.mark.s3
+
+TIME_OUT_S = 1.0
+# A request is tried three times, the body of a reply as often, and a conditional write six
+# times with reading back. Nobody is that unlucky with so few faults; who hangs takes longer.
+LONGEST_S = 6 * (3 * TIME_OUT_S + 3 * 3 * (2 * TIME_OUT_S + 3))
+
+
+@pytest.fixture
+def proxy(s3_place: S3Place) -> Iterator[FaultyProxy]:
+    with faulty_proxy(s3_place.storage_options["endpoint_url"]) as proxy:
+        yield proxy
+
+
+def behind(place: S3Place, proxy: FaultyProxy, **config: Any) -> dict[str, Any]:
+    """Return the storage options that lead through the proxy, with short time-outs."""
+    short = {"connect_timeout": TIME_OUT_S, "read_timeout": TIME_OUT_S, **config}
+    return {**place.storage_options, "endpoint_url": proxy.endpoint_url, "config_kwargs": short}
+
+
+def checked(zoo: Zoo) -> list[Finding]:
+    """Return what is wrong with a zoo in which nobody works."""
+    return [finding for finding in fsck(zoo, deep=True) if not finding.is_harmless]
+
+
+def assert_true(place: S3Place, saves: list[list[Any]], cache: Path) -> Tally:
+    """Everything that saves returned and said is so, seen by the direct way."""
+    store = open_store(place.url, place.storage_options)
+    found = read_raw(store)
+    assert found.problems == []
+    names = [name for _, name, _ in saves if name]
+    assert len(set(names)) == len(names)
+    tally = judge(saves, found, store)
+    store.close()
+    assert (tally.lost, tally.lies) == (0, [])
+    with BrainManager(place.url, storage_options=place.storage_options, cache=Cache(cache)) as zoo:
+        for name, number in found.live:
+            params, meta = zoo.load(name, number, as_numpy=True, verify=True)
+            assert same(params, tree(meta.config["seed"]))
+        finish_abandoned(zoo.zoo.registry, older_than_s=-1)
+        zoo.zoo.registry.journal.fold()
+        assert checked(zoo.zoo) == []
+        assert {(row["name"], row["version"]) for row in zoo.table()} == set(found.live)
+    return tally
+
+
+ONCE = {"retries": {"total_max_attempts": 1}}
+
+
+def test_under_ten_percent_of_faults_nothing_that_was_said_is_untrue(
+    s3_place: S3Place, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    mirror = made(s3_place, S3Place(s3_place.url + "-mirror", s3_place.storage_options))
+    proxy.weather = Weather(1)
+    with ExitStack() as stack:
+        # One is patient, and one gives up at once, so that saves fail, too.
+        patient, hasty, copy = (
+            stack.enter_context(
+                BrainManager(
+                    where.url,
+                    storage_options=behind(s3_place, proxy, **config),
+                    cache=Cache(tmp_path / f"cache {n}"),
+                )
+            )
+            for n, (where, config) in enumerate([(s3_place, {}), (s3_place, ONCE), (mirror, ONCE)])
+        )
+        workers = [Worker((patient, hasty)[n % 2], n + 1, copy) for n in range(6)]
+        with ThreadPoolExecutor(len(workers)) as threads:
+            list(threads.map(lambda worker: [worker.step() for _ in range(12)], workers))
+    proxy.wait_until_quiet()
+    assert [wrong for worker in workers for wrong in worker.log.wrong] == []
+    assert max(worker.log.slowest_s for worker in workers) < LONGEST_S
+    saves = [save for worker in workers for save in worker.log.saves]
+    came = assert_true(s3_place, saves, tmp_path / "direct")
+    assert came.returned > 0
+    assert_copied(s3_place, mirror)
+
+
+def made(*places: S3Place) -> S3Place:
+    """Make zoos by the direct way; return the last place."""
+    for place in places:
+        with BrainManager(place.url, storage_options=place.storage_options) as zoo:
+            zoo.init()
+    return places[-1]
+
+
+def assert_copied(place: S3Place, mirror: S3Place) -> None:
+    """What is in the mirror is whole, and the same as at the source."""
+    store, copy = (open_store(each.url, each.storage_options) for each in (place, mirror))
+    found = read_raw(copy)
+    assert in_numbers(found.problems) == []
+    for (name, number), record in found.live.items():
+        body = json.loads(store.get(f"models/{name}/v{number}/manifest.json").body)
+        assert record == body.get("record", body)
+    store.close()
+    copy.close()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("percent", [10, 30])
+def test_processes_in_a_storm_lose_nothing(
+    s3_place: S3Place,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    soak_s: float,
+    tally: Callable[..., None],
+    percent: int,
+) -> None:
+    monkeypatch.setenv("BRAINSTORE_CACHE", str(tmp_path / "cache"))
+    made(s3_place)
+    weather = proxy.weather = Weather(percent, percent / 100)
+    tasks = [("storm", {"seed": seed, "steps": 1, "seconds": soak_s}) for seed in range(1, 5)]
+    logs = [Log(**log) for log in compete((s3_place.url, behind(s3_place, proxy)), tasks)]
+    proxy.wait_until_quiet()
+    assert [wrong for log in logs for wrong in log.wrong] == []
+    assert max(log.slowest_s for log in logs) < LONGEST_S
+    came = assert_true(s3_place, [save for log in logs for save in log.saves], tmp_path / "direct")
+    tally(
+        f"four processes on one bucket, {percent}% of all requests faulty",
+        operations=sum(log.operations for log in logs),
+        faults=weather.met.total(),
+        lost=came.lost,
+        unknown=came.unknown,
+    )
