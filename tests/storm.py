@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from brainstore.storage.base import Store
 
 NAMES = ("ppo", "ppo/sub")
 MIB = 1 << 20
+THREADS = 4
 EVERY_LARGE = 40
 """One save in so many is of a blob that goes in parts."""
 
@@ -137,12 +139,18 @@ class Worker:
         return f"{self._name()}:{self._chance.choice(['latest', self._chance.randrange(1, 9)])}"
 
 
-def storm(zoo: BrainManager, seed: int, steps: int, seconds: float = 0.0) -> dict[str, Any]:
-    """Do `steps` things, and go on until `seconds` have passed; return the log."""
-    worker, until = Worker(zoo, seed), time.monotonic() + seconds
-    while worker.log.operations < steps or time.monotonic() < until:
-        worker.step()
-    return asdict(worker.log)
+def storm(zoo: BrainManager, seed: int, seconds: float) -> list[dict[str, Any]]:
+    """Let some threads do things until `seconds` have passed; return their logs."""
+    workers, until = [Worker(zoo, THREADS * seed + n) for n in range(THREADS)], time.monotonic()
+    until += seconds
+
+    def work(worker: Worker) -> None:
+        while not worker.log.operations or time.monotonic() < until:
+            worker.step()
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(work, workers))
+    return [asdict(worker.log) for worker in workers]
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,12 +14,13 @@ from typing import Any
 import pytest
 from conftest import S3Place
 from contender import compete
-from faulty_proxy import FaultyProxy, Weather, faulty_proxy
+from faulty_proxy import Exchange, Fault, FaultyProxy, Weather, faulty_proxy, pass_on, stall
 from storm import Log, Tally, Worker, in_numbers, judge, tree
-from zoos import read_raw, same
+from zoos import params, read_raw, same
 
-from brainstore import BrainManager
+from brainstore import BrainManager, BrainstoreError
 from brainstore.cache import Cache
+from brainstore.errors import StoreUnavailable
 from brainstore.fsck import Finding, fsck
 from brainstore.intents import finish_abandoned
 from brainstore.storage import open_store
@@ -60,8 +63,8 @@ def assert_true(place: S3Place, saves: list[list[Any]], cache: Path) -> Tally:
     assert (tally.lost, tally.lies) == (0, [])
     with BrainManager(place.url, storage_options=place.storage_options, cache=Cache(cache)) as zoo:
         for name, number in found.live:
-            params, meta = zoo.load(name, number, as_numpy=True, verify=True)
-            assert same(params, tree(meta.config["seed"]))
+            found_tree, meta = zoo.load(name, number, as_numpy=True, verify=True)
+            assert same(found_tree, tree(meta.config["seed"]))
         finish_abandoned(zoo.zoo.registry, older_than_s=-1)
         zoo.zoo.registry.journal.fold()
         assert checked(zoo.zoo) == []
@@ -121,8 +124,15 @@ def assert_copied(place: S3Place, mirror: S3Place) -> None:
     copy.close()
 
 
+STORMS = {
+    "10% of all requests faulty": (0.1, {}),
+    "10% of all requests faulty, each sent once": (0.1, ONCE),
+    "30% of all requests faulty": (0.3, {}),
+}
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("percent", [10, 30])
+@pytest.mark.parametrize(("chance", "config"), STORMS.values(), ids=STORMS)
 def test_processes_in_a_storm_lose_nothing(
     s3_place: S3Place,
     proxy: FaultyProxy,
@@ -130,21 +140,91 @@ def test_processes_in_a_storm_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
     soak_s: float,
     tally: Callable[..., None],
-    percent: int,
+    chance: float,
+    config: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("BRAINSTORE_CACHE", str(tmp_path / "cache"))
     made(s3_place)
-    weather = proxy.weather = Weather(percent, percent / 100)
-    tasks = [("storm", {"seed": seed, "steps": 1, "seconds": soak_s}) for seed in range(1, 5)]
-    logs = [Log(**log) for log in compete((s3_place.url, behind(s3_place, proxy)), tasks)]
+    weather = proxy.weather = Weather(len(config), chance)
+    tasks = [("storm", {"seed": seed, "seconds": soak_s / len(STORMS)}) for seed in range(1, 5)]
+    went = compete((s3_place.url, behind(s3_place, proxy, **config)), tasks)
+    logs = [Log(**log) for each in went for log in each]
     proxy.wait_until_quiet()
     assert [wrong for log in logs for wrong in log.wrong] == []
     assert max(log.slowest_s for log in logs) < LONGEST_S
     came = assert_true(s3_place, [save for log in logs for save in log.saves], tmp_path / "direct")
+    once = ", each sent once" if config else ""
     tally(
-        f"four processes on one bucket, {percent}% of all requests faulty",
+        f"16 workers in 4 processes on a bucket, {chance:.0%} of all requests faulty{once}",
         operations=sum(log.operations for log in logs),
         faults=weather.met.total(),
         lost=came.lost,
         unknown=came.unknown,
     )
+
+
+# A server that takes a request, and never answers
+
+
+Work = Callable[[BrainManager, str], object]
+STALLS: dict[str, tuple[int, Work]] = {
+    "save": (10, lambda zoo, name: zoo.save(name, params(2))),
+    "load": (4, lambda zoo, name: zoo.load(name, as_numpy=True)),
+    "list": (3, lambda zoo, name: zoo.list_models()),
+    "alias": (6, lambda zoo, name: zoo.alias(f"{name}:1", "prod")),
+    "delete": (9, lambda zoo, name: zoo.delete(f"{name}:1")),
+}
+SHORT_S = 0.4
+CLEAR = r"Cannot (read|write|list|delete) .+ in s3://.+ time-out, no answer within 0\.4 s"
+
+
+class From:
+    """Fair weather until the `first` request, and `fault` for it and all that come after."""
+
+    def __init__(self, first: int, fault: Fault) -> None:
+        self._left, self._fault, self._lock = first, fault, threading.Lock()
+
+    @property
+    def has_struck(self) -> bool:
+        return self._left < 0
+
+    def __call__(self, _: Exchange) -> Fault:
+        with self._lock:
+            self._left -= 1
+            return self._fault if self._left < 0 else pass_on
+
+
+def stalled(place: S3Place, first: int, work: Work, cache: Path) -> BrainstoreError | None:
+    """Do the work while the server stalls from its `first` request on; return the error."""
+    name = cache.name
+    with faulty_proxy(place.storage_options["endpoint_url"]) as proxy:
+        weather = proxy.weather = From(first, stall)
+        options = behind(place, proxy, connect_timeout=SHORT_S, read_timeout=SHORT_S, **ONCE)
+        with BrainManager(place.url, storage_options=options, cache=Cache(cache)) as zoo:
+            try:
+                work(zoo, name)
+            except BrainstoreError as error:
+                assert weather.has_struck
+                return error
+    return None
+
+
+def test_a_server_that_never_answers_ends_in_a_clear_time_out(
+    s3_place: S3Place, tmp_path: Path
+) -> None:
+    cases = [
+        (first, work, tmp_path / f"{kind}{first}")
+        for kind, (last, work) in STALLS.items()
+        for first in range(0, last, 1 if kind == "save" else 2)
+    ]
+    with BrainManager(s3_place.url, storage_options=s3_place.storage_options) as zoo:
+        zoo.init()
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda case: zoo.save(case[2].name, params(1)), cases))
+    with ThreadPoolExecutor(12) as threads:
+        errors = list(threads.map(lambda case: stalled(s3_place, *case), cases))
+    for (first, _, folder), error in zip(cases, errors, strict=True):
+        assert error is not None or first > 0
+        if error is not None:
+            assert isinstance(error, StoreUnavailable)
+            assert re.search(CLEAR, str(error)), (folder.name, error)
