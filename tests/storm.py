@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from zoos import Found, params, same
 
-from brainstore import BrainManager, BrainstoreError, Conflict, GateFailed, NotFound
+from brainstore import BrainManager, BrainstoreError, Conflict, GateFailed, NotFound, commit
 from brainstore.errors import StoreUnavailable
+from brainstore.garbage import collect, collector
 from brainstore.storage.base import Store
 
 NAMES = ("ppo", "ppo/sub")
@@ -67,8 +68,10 @@ class Worker:
         if mirror is not None:
             self._work[self.copy] = 1
 
-    def add(self, work: Callable[[], object], weight: int) -> None:
-        self._work[work] = weight
+    def collecting(self) -> Worker:
+        """Return the worker itself, which collects from now on; there may be one such only."""
+        self._work[self.collect] = 4
+        return self
 
     def step(self) -> None:
         """Do one thing, and write down what came of it."""
@@ -128,6 +131,11 @@ class Worker:
     def fold(self) -> None:
         self.zoo.zoo.registry.journal.fold()
 
+    def collect(self) -> None:
+        # At once, so that saves under way are taken for dead and start again.
+        ages = {"older_than_s": 0.0, "expiry_s": 0.0}
+        collect(self.zoo.zoo, dry_run=False, take_over=True, **ages)
+
     def copy(self) -> None:
         assert self.mirror is not None
         self.zoo.push(self.mirror, [self._reference()])
@@ -139,10 +147,20 @@ class Worker:
         return f"{self._name()}:{self._chance.choice(['latest', self._chance.randrange(1, 9)])}"
 
 
-def storm(zoo: BrainManager, seed: int, seconds: float) -> list[dict[str, Any]]:
+IMPATIENT = {(collector, "LATE_S"): 2.0, (commit, "COLLECTION_WAIT_S"): 5.0}
+"""What waits for late requests, shortened to what they are late here: 1.5 s at most."""
+
+
+def storm(
+    zoo: BrainManager, seed: int, seconds: float, *, collects: bool = False
+) -> list[dict[str, Any]]:
     """Let some threads do things until `seconds` have passed; return their logs."""
-    workers, until = [Worker(zoo, THREADS * seed + n) for n in range(THREADS)], time.monotonic()
-    until += seconds
+    for (module, constant), shorter in IMPATIENT.items():
+        setattr(module, constant, shorter)
+    workers = [Worker(zoo, THREADS * seed + n) for n in range(THREADS)]
+    if collects:
+        workers[0].collecting()
+    until = time.monotonic() + seconds
 
     def work(worker: Worker) -> None:
         while not worker.log.operations or time.monotonic() < until:
