@@ -5,24 +5,38 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import S3Place
 from contender import compete
-from faulty_proxy import Exchange, Fault, FaultyProxy, Weather, faulty_proxy, pass_on, stall
+from faulty_proxy import (
+    FAULTS,
+    Exchange,
+    Fault,
+    FaultyProxy,
+    Weather,
+    faulty_proxy,
+    lose_reply,
+    lose_request,
+    pass_on,
+    stall,
+)
 from storm import IMPATIENT, Log, Tally, Worker, in_numbers, judge, tree
 from zoos import Found, params, read_raw, same
 
-from brainstore import BrainManager, BrainstoreError
+from brainstore import BrainManager, BrainstoreError, Conflict, commit
 from brainstore.cache import Cache
 from brainstore.errors import StoreUnavailable
 from brainstore.fsck import Finding, fsck
-from brainstore.garbage import collect
+from brainstore.garbage import collect, collector
 from brainstore.storage import open_store
 from brainstore.storage.base import Store
 from brainstore.zoo import Zoo
@@ -33,6 +47,9 @@ TIME_OUT_S = 1.0
 # A request is tried three times, the body of a reply as often, and a conditional write six
 # times with reading back. Nobody is that unlucky with so few faults; who hangs takes longer.
 LONGEST_S = 6 * (3 * TIME_OUT_S + 3 * 3 * (2 * TIME_OUT_S + 3))
+
+
+AT_ONCE: dict[str, Any] = {"dry_run": False, "older_than_s": 0.0, "expiry_s": 0.0}
 
 
 @pytest.fixture
@@ -70,7 +87,7 @@ def assert_true(place: S3Place, saves: list[list[Any]], cache: Path) -> Tally:
     store.close()
     assert (tally.lost, tally.lies) == (0, [])
     with BrainManager(place.url, storage_options=place.storage_options, cache=Cache(cache)) as zoo:
-        collect(zoo.zoo, dry_run=False, older_than_s=0, expiry_s=0, take_over=True)
+        collect(zoo.zoo, take_over=True, **AT_ONCE)
         assert_nothing_left(zoo.zoo.store, found)
         for name, number in found.live:
             found_tree, meta = zoo.load(name, number, as_numpy=True, verify=True)
@@ -117,7 +134,7 @@ def test_under_ten_percent_of_faults_nothing_that_was_said_is_untrue(
         workers = [Worker((patient, hasty)[n % 2], n + 1, copy) for n in range(4)]
         workers[0].collecting()
         with ThreadPoolExecutor(len(workers)) as threads:
-            list(threads.map(lambda worker: [worker.step() for _ in range(10)], workers))
+            list(threads.map(lambda worker: [worker.step() for _ in range(8)], workers))
     proxy.wait_until_quiet()
     assert [wrong for worker in workers for wrong in worker.log.wrong] == []
     assert max(worker.log.slowest_s for worker in workers) < LONGEST_S
@@ -254,3 +271,112 @@ def test_a_server_that_never_answers_ends_in_a_clear_time_out(
         if error is not None:
             assert isinstance(error, StoreUnavailable)
             assert re.search(CLEAR, str(error)), (folder.name, error)
+
+
+# A collection whose deletions get lost
+
+
+def is_deletion(exchange: Exchange) -> bool:
+    return exchange.command == "POST" and urlsplit(exchange.path).query == "delete"
+
+
+def on_deletions(fault: Fault, times: int) -> Callable[[Exchange], Fault]:
+    """Let the fault befall the first so many deletions of a collection, and nothing else."""
+    left = [fault] * times
+
+    def weather(exchange: Exchange) -> Fault:
+        return left.pop() if left and is_deletion(exchange) else pass_on
+
+    return weather
+
+
+@pytest.fixture
+def with_garbage(s3_place: S3Place, proxy: FaultyProxy, tmp_path: Path) -> Iterator[BrainManager]:
+    """A zoo behind the proxy with ppo:2, the deleted ppo:1, and so a blob of garbage."""
+    with BrainManager(
+        s3_place.url, storage_options=behind(s3_place, proxy), cache=Cache(tmp_path / "cache")
+    ) as zoo:
+        for seed in (1, 2):
+            zoo.save("ppo", params(seed))
+        zoo.delete("ppo:1")
+        yield zoo
+
+
+LOST_DELETIONS = {
+    "reply lost": lose_reply,
+    "request lost": lose_request,
+    "500 though done": FAULTS["500 though done"],
+    "503": FAULTS["503"],
+    "reply cut": FAULTS["reply cut"],
+    "stalled": stall,
+    "later than the time-out": FAULTS["later than the time-out"],
+}
+
+
+@pytest.mark.parametrize("fault", LOST_DELETIONS.values(), ids=LOST_DELETIONS)
+def test_a_deletion_is_sent_once_and_again_only_when_it_cannot_come_late(
+    with_garbage: BrainManager,
+    proxy: FaultyProxy,
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[tuple[float, int]] = []
+    deletions = [0]
+    weather = on_deletions(fault, 1)
+
+    def counting(exchange: Exchange) -> Fault:
+        deletions[0] += is_deletion(exchange)
+        return weather(exchange)
+
+    def wait(seconds: float) -> None:
+        proxy.wait_until_quiet()
+        waits.append((seconds, deletions[0]))
+
+    proxy.weather = counting
+    monkeypatch.setattr(collector, "time", SimpleNamespace(sleep=wait, time=time.time))
+    done = collect(with_garbage.zoo, **AT_ONCE)
+    assert waits == [(collector.LATE_S, 1)]
+    assert deletions == [2]
+    assert len(done.blobs) == 1
+    store = with_garbage.zoo.store
+    assert len(list(store.list("blobs/"))) == 1
+    assert json.loads(store.get("gc/state.json").body)["state"] == "idle"
+
+
+def test_a_collection_whose_deletions_stay_lost_gives_up_when_none_can_come_late(
+    with_garbage: BrainManager, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "LATE_S", 0.0)
+    proxy.weather = on_deletions(lose_request, collector.LOST_REPLIES)
+    with pytest.raises(StoreUnavailable, match=r"3 times in a row.*collect again"):
+        collect(with_garbage.zoo, **AT_ONCE)
+    assert with_garbage.save("ppo", params(1)) == "ppo_v3"
+    with_garbage.delete("ppo:2")
+    assert len(collect(with_garbage.zoo, **AT_ONCE).blobs) == 1
+    assert same(with_garbage.load("ppo:3", as_numpy=True)[0], params(1))
+    assert checked(with_garbage.zoo) == []
+
+
+def test_a_collection_that_is_stopped_while_a_deletion_may_come_late_says_how_to_go_on(
+    with_garbage: BrainManager, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(_: float) -> None:
+        raise KeyboardInterrupt
+
+    proxy.weather = on_deletions(lose_request, 1)
+    monkeypatch.setattr(collector, "time", SimpleNamespace(sleep=press_ctrl_c, time=time.time))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        collect(with_garbage.zoo, **AT_ONCE)
+    assert "--take-over" in "".join(caught.value.__notes__)
+    # Nobody relies on what may go at any moment.
+    monkeypatch.setattr(commit, "COLLECTION_WAIT_S", 0.0)
+    with pytest.raises(StoreUnavailable, match="collection"):
+        with_garbage.save("ppo", params(1))
+    assert with_garbage.save("ppo", params(3)) == "ppo_v3"
+    with pytest.raises(Conflict, match="--take-over"):
+        collect(with_garbage.zoo, **AT_ONCE)
+    monkeypatch.setattr(collector, "LATE_S", 0.0)
+    collect(with_garbage.zoo, take_over=True, **AT_ONCE)
+    assert with_garbage.save("ppo", params(1)) == "ppo_v4"
+    assert same(with_garbage.load("ppo:4", as_numpy=True)[0], params(1))
+    assert checked(with_garbage.zoo) == []
