@@ -330,9 +330,12 @@ class LocalStore(Store):
         try:
             disk.fsync_folder(folder)
         except OSError as error:
+            is_full = error.errno in _FULL
             raise StoreUnavailable(
                 f"{key} is visible in {self.url} but may not survive a power cut: {folder} "
-                f"could not be synced ({error.strerror}). Check the disk, then save again.",
+                f"could not be synced: {'disk full' if is_full else 'the disk failed'} "
+                f"({error.strerror}). {'Free some space' if is_full else 'Check the disk'}, then "
+                "save again.",
                 outcome_unknown=True,
             ) from error
 
