@@ -85,9 +85,9 @@ def _saved(history: Sequence[Operation]) -> dict[int, str]:
 def _wrong_marks(history: Sequence[Operation]) -> Iterator[str]:
     saved = _saved(history)
     for each in history:
-        if each.kind == "load" and each.outcome == "ok":
-            if saved.get(each.value) != each.mark:
-                yield f"{each}, with the params of {each.mark}"
+        is_loaded = each.kind == "load" and each.outcome == "ok"
+        if is_loaded and saved.get(each.value) != each.mark:
+            yield f"{each}, with the params of {each.mark}"
 
 
 def _of_version(history: Sequence[Operation], number: int) -> tuple[list[Operation], Listing]:
