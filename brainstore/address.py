@@ -246,6 +246,18 @@ def _parse_selector(selector: str) -> tuple[int | None, Alias | None, int]:
     return None, Alias(alias), int(steps) if stepped else 0
 
 
+def parse_digest_prefix(text: str) -> str:
+    """Return the hex digits of a digest, or of its beginning: `blake3:3fa9c1d2`, `3fa9c1d2`.
+
+    Raises:
+        BadReference: it is none, or has less than 8 digits.
+    """
+    match = _DIGEST_PREFIX.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise BadReference(f"digest {_shown(text)}: expected 'blake3:' and 8 to 64 hex digits")
+    return match["hex"]
+
+
 def _parse_digest_prefix(text: str, whole: str) -> str:
     match = _DIGEST_PREFIX.fullmatch(text)
     if match is None:

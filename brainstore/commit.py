@@ -119,7 +119,7 @@ class Committer:
             StoreUnavailable: a collection holds some of the digests and does not end.
         """
         write_id = new_ulid()
-        put_intent(self._registry, write_id, targets, digests)
+        put_intent(self._registry, write_id, targets, digests, exact=True)
         yield self._settled(digests, self._read_gc()).present
         self._later(remove_intent, self._registry, write_id)
 

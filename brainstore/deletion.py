@@ -13,10 +13,19 @@ from contextlib import suppress
 import msgspec
 
 from brainstore import marker
-from brainstore.address import LATEST, Alias, Fact, Reference, manifest_key, new_ulid
+from brainstore.address import (
+    LATEST,
+    Alias,
+    Digest,
+    Fact,
+    Name,
+    Reference,
+    manifest_key,
+    new_ulid,
+)
 from brainstore.blobs import Blobs
 from brainstore.errors import BadReference, Conflict, NotFound
-from brainstore.index import Row
+from brainstore.journal import live_fact
 from brainstore.records import FactBody, Manifest, Target, Tombstone, now
 from brainstore.registry import Registry, require_digest
 from brainstore.storage.base import Token
@@ -52,7 +61,7 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
     _bury(registry, version, stored, body, why)
     for alias in _aliases_naming(registry, version):
         if not force:
-            _restore_again(registry, version)
+            _restore_again(zoo, version)
             raise Conflict(f"{alias} moved to {version} while it was deleted; it is back")
         _unset(registry, version, alias)
     registry.pointers.retreat_latest(version)
@@ -79,18 +88,16 @@ def undelete(zoo: Zoo, reference: Reference) -> Version:
     stored = registry.versions.stored(reference.name, number)
     if stored is None:
         raise NotFound(f"{reference.name}:{number} never was in {zoo.url}. See: brainstore log")
-    if isinstance(stored.record, Manifest) or not stored.record.is_deleted:
-        _finish_restoration(registry, stored)
+    if isinstance(stored.record, Manifest):
+        raise Conflict(f"{reference.name}:{number} is not deleted")
+    if not stored.record.is_deleted:
+        finish_restoration(registry, reference.name, number)
         raise Conflict(f"{reference.name}:{number} is not deleted")
     if stored.record.is_fence:
         raise NotFound(f"{reference.name}:{number} never existed; a collection closed the number")
     assert stored.record.replaced_digest is not None
     require_digest(Version(reference.name, number, stored.record.replaced_digest), reference.digest)
-    manifest = registry.versions.decoded(bytes(stored.record.record), reference.name, number)
-    target = Target(name=reference.name, version=number)
-    with zoo.committer.protecting([target], set(manifest.blobs)):
-        _require_blobs(zoo.blobs, manifest, zoo.url)
-        version = _restore(registry, stored)
+    version = _restore_safely(zoo, stored)
     registry.pointers.advance_latest(version, new_ulid())
     return version
 
@@ -104,18 +111,45 @@ def _finish_deletion(registry: Registry, reference: Reference, force: bool) -> N
     if tombstone.replaced_digest is None:
         return
     version = Version(reference.name, number, tombstone.replaced_digest)
-    _record(registry, "delete", tombstone, {})
+    _record_deletion(registry, tombstone)
     for alias in _aliases_naming(registry, version) if force else ():
         _unset(registry, version, alias)
     registry.pointers.retreat_latest(version)
 
 
-def _finish_restoration(registry: Registry, stored: Stored) -> None:
-    record = stored.record
-    found = registry.versions.opened(record.name, record.version, stored)
-    if isinstance(record, Tombstone) and found is not None:
+def replace_fence(registry: Registry, fence: Stored, body: bytes) -> None:
+    """Put the manifest in `body` where a collection has closed its number.
+
+    As a tombstone that is lifted: a save that the fence was to stop must find no plain
+    manifest there, which it would pass. `finish_restoration` makes it listed.
+
+    Raises:
+        Conflict: somebody changed the fence meanwhile; nothing was done.
+    """
+    name, number = fence.record.name, fence.record.version
+    manifest = registry.versions.decoded(body, name, number)
+    assert isinstance(fence.record, Tombstone)
+    after = msgspec.structs.replace(
+        fence.record,
+        write_id=new_ulid(),
+        generation=fence.record.generation + 1,
+        at=now(),
+        by=registry.by,
+        why="",
+        replaced_write_id=manifest.write_id,
+        replaced_digest=Digest.of(body),
+        record=msgspec.Raw(body),
+    )
+    _swap(registry, fence, after)
+
+
+def finish_restoration(registry: Registry, name: Name, number: int) -> None:
+    """Make a version that lives listed, and `latest` if it is. Safe to repeat."""
+    stored = registry.versions.stored(name, number)
+    found = registry.versions.opened(name, number, stored) if stored else None
+    if stored is not None and found is not None:
         version, manifest = found
-        _record(registry, "restore", record, manifest.row(version.digest))
+        registry.journal.record(*live_fact(stored.record, manifest, version.digest))
         registry.pointers.advance_latest(version, new_ulid())
 
 
@@ -158,7 +192,18 @@ def _bury(registry: Registry, version: Version, stored: Stored, body: bytes, why
         record=msgspec.Raw(body),
     )
     _swap(registry, stored, tombstone)
-    _record(registry, "delete", tombstone, {})
+    _record_deletion(registry, tombstone)
+
+
+def _restore_safely(zoo: Zoo, stored: Stored) -> Version:
+    """Restore it, under an intent, if its blobs are there; `stored` was read before."""
+    record = stored.record
+    assert isinstance(record, Tombstone)
+    manifest = zoo.registry.versions.decoded(bytes(record.record), record.name, record.version)
+    target = Target(name=record.name, version=record.version)
+    with zoo.committer.protecting([target], set(manifest.blobs)):
+        _require_blobs(zoo.blobs, manifest, zoo.url)
+        return _restore(zoo.registry, stored)
 
 
 def _restore(registry: Registry, stored: Stored) -> Version:
@@ -179,16 +224,17 @@ def _restore(registry: Registry, stored: Stored) -> Version:
     )
     assert found is not None
     version, manifest = found
-    _record(registry, "restore", after, manifest.row(version.digest))
+    registry.journal.record(*live_fact(after, manifest, version.digest))
     return version
 
 
-def _restore_again(registry: Registry, version: Version) -> None:
-    stored = registry.versions.stored(version.name, version.version)
+def _restore_again(zoo: Zoo, version: Version) -> None:
+    """Take a deletion back. As an `undelete`, for a collection may have come in between."""
+    stored = zoo.registry.versions.stored(version.name, version.version)
     if stored is not None and stored.live_body is None:
-        _restore(registry, stored)
+        _restore_safely(zoo, stored)
         # Another deleter may have moved `latest` below it meanwhile.
-        registry.pointers.advance_latest(version, new_ulid())
+        zoo.registry.pointers.advance_latest(version, new_ulid())
 
 
 def _unset(registry: Registry, version: Version, alias: Alias) -> None:
@@ -212,9 +258,9 @@ def _swap(registry: Registry, stored: Stored, after: Tombstone) -> Token:
         ) from None
 
 
-def _record(registry: Registry, kind: str, tombstone: Tombstone, row: Row) -> None:
-    fact = Fact(new_ulid(), kind, tombstone.name, tombstone.version, tombstone.generation)
-    registry.journal.record(fact, FactBody(row=row, at=tombstone.at, by=tombstone.by))
+def _record_deletion(registry: Registry, tombstone: Tombstone) -> None:
+    fact = Fact(new_ulid(), "delete", tombstone.name, tombstone.version, tombstone.generation)
+    registry.journal.record(fact, FactBody(at=tombstone.at, by=tombstone.by))
 
 
 def _require_blobs(blobs: Blobs, manifest: Manifest, url: str) -> None:

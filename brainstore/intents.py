@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from brainstore.address import INTENTS_PREFIX, Digest, intent_key, parse_intent_key
 from brainstore.errors import Corrupt
-from brainstore.journal import save_fact
+from brainstore.journal import live_fact
 from brainstore.records import Intent, Target, now
 from brainstore.registry import Registry
 
@@ -26,7 +26,12 @@ ABANDONED_S = 3600.0
 
 
 def put_intent(
-    registry: Registry, write_id: str, targets: Iterable[Target], digests: Iterable[Digest]
+    registry: Registry,
+    write_id: str,
+    targets: Iterable[Target],
+    digests: Iterable[Digest],
+    *,
+    exact: bool = False,
 ) -> None:
     """Store an intent. A collection that begins from now on leaves its digests alone."""
     intent = Intent(
@@ -35,6 +40,7 @@ def put_intent(
         by=registry.by,
         targets=tuple(targets),
         digests=tuple(sorted(digests)),
+        exact=exact,
     )
     registry.store.put(intent_key(write_id), intent.encode())
 
@@ -82,15 +88,18 @@ def _finish(registry: Registry, key: str, finished: list[str]) -> None:
 
 
 def _publish(registry: Registry, intent: Intent, target: Target, finished: list[str]) -> bool:
-    for number in range(target.version, target.version + NUMBERS_PER_INTENT):
+    """Publish what was committed under the intent; return whether it is of no more use."""
+    tried = 1 if intent.exact else NUMBERS_PER_INTENT
+    for number in range(target.version, target.version + tried):
         stored = registry.versions.stored(target.name, number)
         if stored is None:
             return False
         found = registry.versions.opened(target.name, number, stored)
-        if found is not None and found[1].write_id == intent.write_id:
+        if found is not None and (intent.exact or found[1].write_id == intent.write_id):
             version, manifest = found
-            registry.journal.record(*save_fact(manifest, version.digest))
+            registry.journal.record(*live_fact(stored.record, manifest, version.digest))
             registry.pointers.advance_latest(version, intent.write_id)
             finished.append(str(version))
-            return True
+            # A sync may be on its way to another version still.
+            return not intent.exact
     return False

@@ -28,7 +28,7 @@ from brainstore.address import (
 )
 from brainstore.errors import Conflict, Corrupt
 from brainstore.index import Index, Row, merge
-from brainstore.records import FactBody, Manifest, Snapshot
+from brainstore.records import FactBody, Manifest, Snapshot, Tombstone
 from brainstore.storage.base import ABSENT, Expect, Object, Store, Token
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,16 @@ def save_fact(manifest: Manifest, digest: Digest) -> tuple[Fact, FactBody]:
     """Return the fact that the version was saved, and its body."""
     fact = Fact(new_ulid(), "save", manifest.name, manifest.version)
     return fact, FactBody(row=manifest.row(digest), at=manifest.created_at, by=manifest.by)
+
+
+def live_fact(
+    record: Manifest | Tombstone, manifest: Manifest, digest: Digest
+) -> tuple[Fact, FactBody]:
+    """Return the fact that the version lives: that it was saved, or that it came back."""
+    if isinstance(record, Manifest):
+        return save_fact(manifest, digest)
+    fact = Fact(new_ulid(), "restore", record.name, record.version, record.generation)
+    return fact, FactBody(row=manifest.row(digest), at=record.at, by=record.by)
 
 
 class Journal:

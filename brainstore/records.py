@@ -375,21 +375,34 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Intent(Record, frozen=True, kw_only=True):
-    """What a running save or sync will reference; it protects those blobs from gc."""
+    """What a running save or sync will reference; it protects those blobs from gc.
+
+    A save tries its target's number and those above it; one that is `exact`, of a sync or
+    a restoration, tries no other.
+    """
 
     write_id: str
     created_at: str
     by: str
     targets: tuple[Target, ...]
     digests: tuple[Digest, ...]
+    exact: bool = False
+
+
+Stage = Literal["idle", "condemned", "deleting"]
 
 
 class GcState(Record, frozen=True, kw_only=True):
-    """Where a collection stands. Writers leave condemned digests alone."""
+    """Where a collection stands. Writers leave condemned digests alone.
 
-    state: Literal["idle", "condemned", "deleting"] = "idle"
+    The write id tells the state of one collector from the equal one of another: a lost
+    reply is settled by the bytes.
+    """
+
+    state: Stage = "idle"
     generation: int = 0
     condemned: tuple[Digest, ...] = ()
+    write_id: str = ""
 
 
 class Marker(Record, frozen=True, kw_only=True):

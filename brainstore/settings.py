@@ -14,6 +14,8 @@ DEFAULT_CACHE_MAX = "32GiB"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?|[kmgt]i)b?", re.IGNORECASE | re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smhdw]?)", re.IGNORECASE | re.ASCII)
 
 
 def zoo_url() -> str:
@@ -50,3 +52,15 @@ def parse_size(text: str) -> int:
     if match is None:
         raise BadParams(f"size {text!r}: expected a number of bytes such as 20GB, 512MiB or 1000")
     return int(float(match[1]) * (_UNITS | _BINARY)[match[2].lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Return a number of seconds from `30d`, `12h`, `90m`, `2w` or `3600`.
+
+    Raises:
+        BadParams: the text is no duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise BadParams(f"duration {text!r}: expected a number and a unit, such as 30d, 12h, 90m")
+    return float(match[1]) * _SECONDS[match[2].lower()]

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from brainstore.errors import AlreadyExists, Conflict, Corrupt, NotFound
-from brainstore.storage.base import ABSENT, ANYTHING, Store, Token
+from brainstore.errors import AlreadyExists, BadReference, Conflict, Corrupt, NotFound
+from brainstore.storage.base import ABSENT, ANYTHING, Stat, Store, Token
 
 LATER = "models/ppo/refs/latest.json"
 
@@ -68,10 +69,21 @@ def increment(store: Store, key: str) -> None:
                 return
 
 
+def begin_upload(store: Any, key: str, body: bytes) -> dict[str, str]:
+    """Send one part of an object to an `S3Store`, and no more; return what completes it."""
+    target = {"Bucket": store.bucket, "Key": store._prefix + key}
+    bucket = store.raw_fs
+    upload = bucket.call_s3("create_multipart_upload", **target)
+    target["UploadId"] = upload["UploadId"]
+    bucket.call_s3("upload_part", PartNumber=1, Body=body, **target)
+    return target
+
+
 class StoreContract:
     """Inherit, give `store`, `raw_get` and `raw_set`."""
 
     races = True
+    dates_leftovers = True
     workers, increments = 5, 10
 
     @pytest.fixture
@@ -86,6 +98,10 @@ class StoreContract:
         raise NotImplementedError
 
     def raw_set(self, store: Store, key: str, body: bytes) -> None:
+        raise NotImplementedError
+
+    def leave_behind(self, store: Store, key: str, body: bytes) -> None:
+        """Leave what a writer of `key` leaves that is killed before it has finished."""
         raise NotImplementedError
 
     def test_get_returns_what_was_stored_by_others(self, store: Store) -> None:
@@ -222,6 +238,39 @@ class StoreContract:
         try_put(store, LATER, b"four", ABSENT)
         try_put(store, LATER, b"five", token)
         assert [found.key for found in store.list("")] == [LATER]
+
+    def test_a_finished_write_leaves_nothing_behind(self, store: Store) -> None:
+        token = store.put(LATER, b"one", expect=ABSENT)
+        store.put(LATER, b"two", expect=token)
+        store.put("blobs/00/b", Pieces((b"1", b"2")), expect=ABSENT)
+        assert list(store.leftovers()) == []
+
+    def test_what_an_unfinished_write_left_is_seen_and_discarded(self, store: Store) -> None:
+        self.raw_set(store, "blobs/00/b", b"whole")
+        for key in ("blobs/00/b", "blobs/00/c", "registry.json"):
+            self.leave_behind(store, key, b"half")
+        assert [found.key for found in store.list("")] == ["blobs/00/b"]
+        found = list(store.leftovers())
+        assert len({leftover.key for leftover in found}) == 3
+        assert {leftover.size_bytes for leftover in found} <= {0, 4}
+        if self.dates_leftovers:
+            assert all(abs(leftover.modified_at - time.time()) < 600 for leftover in found)
+        store.discard(found[0])
+        assert sorted(each.key for each in store.leftovers()) == sorted(x.key for x in found[1:])
+        for leftover in found:
+            store.discard(leftover)
+        assert list(store.leftovers()) == []
+        assert self.raw_get(store, "blobs/00/b") == b"whole"
+
+    @pytest.mark.parametrize(
+        "key",
+        ["blobs/00/b", "blobs/00/b?uploadId=", "", "blobs", "../.tmp-1", ".tmp-x/b"],
+    )
+    def test_what_is_no_leftover_is_not_discarded(self, store: Store, key: str) -> None:
+        self.raw_set(store, "blobs/00/b", b"1")
+        with pytest.raises((BadReference, NotFound)):
+            store.discard(Stat(key, 1, 0.0))
+        assert self.raw_get(store, "blobs/00/b") == b"1"
 
     def test_a_second_store_sees_it_at_once(self, store: Store) -> None:
         other = self.reopen(store)

@@ -19,7 +19,7 @@ LEVELS: dict[int, str] = {
     2: "cache blobs marker index",
     3: "journal versions pointers registry intents commit zoo",
     4: "groups drafts factory deletion table history diff classic fsck sync "
-    "architecture programs golden verification behaviour league policies",
+    "garbage architecture programs golden verification behaviour league policies",
     5: "manager",
     6: "inference networks migrate dial demo",
     7: "cli",

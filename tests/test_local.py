@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from store_contract import LATER, Pieces
 
 from brainstore.errors import (
     AlreadyExists,
+    BadReference,
     Conflict,
     Corrupt,
     NotFound,
@@ -25,7 +26,7 @@ from brainstore.errors import (
     Unsupported,
 )
 from brainstore.storage import disk, local
-from brainstore.storage.base import ABSENT, ANYTHING
+from brainstore.storage.base import ABSENT, ANYTHING, Stat
 from brainstore.storage.local import LocalStore
 
 
@@ -397,3 +398,45 @@ def test_a_create_and_a_swap_of_one_key_do_not_both_win(store: LocalStore) -> No
     store.put(LATER, b"new", expect=ABSENT)
     with pytest.raises(Conflict):
         store.put(LATER, b"late", expect=token)
+
+
+@pytest.mark.parametrize("expect", [ANYTHING, ABSENT])
+def test_a_write_whose_leftover_is_discarded_begins_again(
+    store: LocalStore, expect: object
+) -> None:
+    discarded: list[str] = []
+
+    class Body:
+        size_bytes = 2
+
+        def __iter__(self) -> Iterator[memoryview]:
+            yield memoryview(b"1")
+            for leftover in [] if discarded else store.leftovers():
+                store.discard(leftover)
+                discarded.append(leftover.key)
+            yield memoryview(b"2")
+
+    store.put("blobs/00/b", Body(), expect=expect)
+    assert len(discarded) == 1
+    assert store.get("blobs/00/b").body == b"12"
+    assert leftovers(store) == []
+
+
+def test_leftovers_are_files_of_the_zoo_and_nothing_that_a_link_leads_to(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".tmp-theirs").write_bytes(b"1")
+    store.root.mkdir()
+    (store.root / "models").symlink_to(outside)
+    (store.root / ".tmp-link").symlink_to(outside / ".tmp-theirs")
+    (store.root / ".tmp-folder").mkdir()
+    (store.root / ".tmp-folder" / ".tmp-1").write_bytes(b"1")
+    assert list(store.leftovers()) == []
+    with pytest.raises(ReadOnly, match="leads out"):
+        store.discard(Stat("models/.tmp-theirs", 1, 0.0))
+    for key in (".tmp-link", ".tmp-folder", "blobs/.tmp-1\0"):
+        with pytest.raises(BadReference):
+            store.discard(Stat(key, 1, 0.0))
+    assert (outside / ".tmp-theirs").exists()

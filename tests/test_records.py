@@ -172,7 +172,8 @@ INTENT = Intent(
     targets=(Target(name=PPO, version=4), Target(name=TEAM, version=1)),
     digests=(A, B),
 )
-GC_STATE = GcState(state="deleting", generation=7, condemned=(A, C))
+SYNC_INTENT = msgspec.structs.replace(INTENT, exact=True)
+GC_STATE = GcState(state="deleting", generation=7, condemned=(A, C), write_id=ULID)
 MARKER = Marker(zoo_id=ULID, created_at=AT, store={"create": True, "swap": True, "race": 16})
 FACT_BODY = FactBody(row=EARLIER_MANIFEST.row(A), at=AT, by=BY)
 SNAPSHOT = Snapshot(
@@ -193,6 +194,7 @@ RECORDS: dict[str, Any] = {
     "report": STORED_REPORT,
     "policy": POLICY,
     "intent": INTENT,
+    "intent_of_a_sync": SYNC_INTENT,
     "gc_state": GC_STATE,
     "marker": MARKER,
     "snapshot": SNAPSHOT,
@@ -256,6 +258,15 @@ def test_a_manifest_from_before_stations_and_reports_is_still_read() -> None:
     assert MANIFEST.row(A)["station"] == "s3"
 
 
+def test_records_of_collections_from_before_write_ids_are_still_read() -> None:
+    state = GcState.decode((GOLDEN / "gc_state_before_write_ids.json").read_bytes(), "here")
+    assert state == msgspec.structs.replace(GC_STATE, write_id="")
+    intent = Intent.decode((GOLDEN / "intent_before_syncs.json").read_bytes(), "here")
+    # A collector that does not know whether it is a sync's takes it for a save's.
+    assert intent == INTENT
+    assert not intent.exact
+
+
 def test_keys_of_facts_are_still_what_they_were() -> None:
     body = json.dumps([fact.key for fact in FACTS], indent=1).encode() + b"\n"
     stored = _golden("fact_keys.json", body)
@@ -266,6 +277,7 @@ def test_keys_of_facts_are_still_what_they_were() -> None:
 def test_no_golden_record_is_forgotten() -> None:
     known = {f"{kind}.json" for kind in RECORDS}
     known |= {"fact_keys.json", "manifest_before_stations.json"}
+    known |= {"gc_state_before_write_ids.json", "intent_before_syncs.json"}
     assert {path.name for path in GOLDEN.iterdir()} == known
 
 

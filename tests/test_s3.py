@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import pytest
 from conftest import S3Place
 from faulty_proxy import (
@@ -22,7 +24,7 @@ from faulty_proxy import (
     lose_request,
     reply_with,
 )
-from store_contract import LATER, Pieces
+from store_contract import LATER, Pieces, begin_upload
 
 from brainstore.address import Alias, Fact, Name, new_ulid
 from brainstore.errors import (
@@ -251,6 +253,68 @@ def test_an_interrupted_upload_leaves_nothing(
     assert store.get("blobs/00/large") is None
     assert _unfinished(store) == []
     assert store.requests["AbortMultipartUpload"] == 1
+
+
+@pytest.fixture
+def raw_store(store: S3Store, s3_place: S3Place) -> S3Store:
+    store.raw_fs = fsspec.filesystem("s3", **s3_place.storage_options)
+    return store
+
+
+def test_an_upload_that_was_completed_before_it_is_discarded_stays(raw_store: S3Store) -> None:
+    target = begin_upload(raw_store, "blobs/00/b", b"whole")
+    [leftover] = raw_store.leftovers()
+    assert leftover.key == f"blobs/00/b?uploadId={target['UploadId']}"
+    part = {"PartNumber": 1, "ETag": hashlib.md5(b"whole").hexdigest()}
+    raw_store.raw_fs.call_s3(
+        "complete_multipart_upload", MultipartUpload={"Parts": [part]}, **target
+    )
+    raw_store.discard(leftover)
+    assert raw_store.get("blobs/00/b").body == b"whole"
+
+
+def test_uploads_of_others_in_the_bucket_are_none_of_ours(
+    raw_store: S3Store, s3_place: S3Place
+) -> None:
+    beside = open_store(s3_place.url + "-beside", s3_place.storage_options)
+    beside.raw_fs = raw_store.raw_fs
+    begin_upload(beside, "blobs/00/b", b"half")
+    assert list(raw_store.leftovers()) == []
+    assert [each.key.partition("?")[0] for each in beside.leftovers()] == ["blobs/00/b"]
+    beside.close()
+
+
+def test_pages_of_unfinished_uploads_are_joined(
+    raw_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        begin_upload(raw_store, f"blobs/00/{number}", b"half")
+    client = raw_store._clients.ordinary
+    ask = client.list_multipart_uploads
+    monkeypatch.setattr(
+        client, "list_multipart_uploads", lambda **arguments: ask(MaxUploads=2, **arguments)
+    )
+    found = [each.key.partition("?")[0] for each in raw_store.leftovers()]
+    assert sorted(found) == [f"blobs/00/{number}" for number in range(5)]
+
+
+def test_a_write_whose_leftover_is_discarded_begins_again(store: S3Store) -> None:
+    discarded: list[str] = []
+
+    class Body:
+        size_bytes = 20 * MIB
+
+        def __iter__(self) -> Iterator[memoryview]:
+            yield memoryview(bytes(10 * MIB))
+            for leftover in [] if discarded else store.leftovers():
+                store.discard(leftover)
+                discarded.append(leftover.key)
+            yield memoryview(bytes(10 * MIB))
+
+    store.put("blobs/00/large", Body(), expect=ABSENT)
+    assert len(discarded) == 1
+    assert store.stat("blobs/00/large").size_bytes == 20 * MIB
+    assert list(store.leftovers()) == []
 
 
 def _unfinished(store: S3Store) -> list[str]:

@@ -98,6 +98,12 @@ class WrappedStore(Store):
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))
 
+    def leftovers(self) -> Iterator[Stat]:
+        return iter(self._do("leftovers", "", lambda: list(self.inner.leftovers())))
+
+    def discard(self, leftover: Stat) -> None:
+        self._do("discard", leftover.key, lambda: self.inner.discard(leftover))
+
     def path(self, key: str) -> Path | None:
         return self.inner.path(key)
 

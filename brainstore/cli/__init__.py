@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _all_verbs() -> Any:
-    from brainstore.cli import app, care, change, factory, look, migrate, move  # noqa: F401  # add verbs
+    from brainstore.cli import app, care, change, factory, garbage, look, migrate, move  # noqa: F401  # add verbs
 
     return app.verbs
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _ORDER = [
     "init", "save", "ls", "show", "log", "diff", "alias", "unalias", "rollback", "rm", "undelete",
     "report", "promote", "policy", "lineage", "export", "import", "migrate", "push", "pull", "sync",
-    "cache", "doctor", "fsck", "verify", "demo", "completion",
+    "cache", "doctor", "fsck", "gc", "why", "verify", "demo", "completion",
 ]  # fmt: skip
 
 _CODES: list[tuple[type[BaseException], int]] = [

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-import msgspec
-
 from brainstore import marker
 from brainstore.address import (
     GC_STATE_KEY,
@@ -263,7 +261,7 @@ def _void_knowledge(zoo: Zoo) -> None:
         state = GcState.decode(found.body, GC_STATE_KEY) if found else None
         if found is None or state is None or state.state != "idle":
             return
-        after = msgspec.structs.replace(state, generation=state.generation + 1)
+        after = GcState(generation=state.generation + 1, write_id=new_ulid())
         with suppress(Conflict):
             zoo.store.put(GC_STATE_KEY, after.encode_readable(), expect=found.token)
             return

@@ -22,11 +22,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final, NewType, Protocol
+
+from brainstore.errors import BadReference
 
 Token = NewType("Token", str)
 """Identifies one state of one object; equal tokens mean equal bytes."""
@@ -143,6 +146,46 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; fine when there is none. Durable once it returns."""
+
+    def leftovers(self) -> Iterator[Stat]:
+        """Yield what unfinished writes have left in the store, invisible to `list`.
+
+        A write that is still under way has some, too: only `modified_at`, when it was last
+        seen to go on or else when it began, tells it from one whose writer is dead. Sizes
+        are 0 where asking would cost a request each. Only `discard` understands the keys.
+        """
+        return iter(())
+
+    def discard(self, leftover: Stat) -> None:
+        """Remove a leftover; fine when it is gone, or has become an object, which stays.
+
+        A writer that was alive after all begins its write again.
+
+        Raises:
+            BadReference: it is no leftover of this store; nothing was removed.
+        """
+        raise BadReference(f"{leftover.key!r} is no leftover of {self.url}; nothing was removed")
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove these objects; each request is sent once, so that none comes late.
+
+        Raises:
+            StoreUnavailable: some may not have been removed. With `outcome_unknown`, a
+                reply was lost: the request may still be on its way.
+        """
+        for key in keys:
+            self.delete(key)
+
+    def sole(self, prefix: str) -> AbstractContextManager[bool]:
+        """Inside, whether it is certain that nobody else is inside, anywhere.
+
+        Where it is True, the kernel says so, and lets the next one in when a process dies.
+        A store that has no such thing gives False. `prefix` has only folders in it.
+
+        Raises:
+            Conflict: somebody else is inside.
+        """
+        return nullcontext(False)
 
     def path(self, key: str) -> Path | None:
         """Return where the object lies as an ordinary file, if this store keeps files.

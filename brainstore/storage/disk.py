@@ -150,3 +150,18 @@ def _stat_entry(entry: os.DirEntry[str], prefix: str) -> Iterator[Stat]:
         return
     if file_type.S_ISREG(found.st_mode):
         yield Stat(prefix + entry.name, found.st_size, found.st_mtime)
+
+
+def walk_leftovers(folder: Path, prefix: str) -> Iterator[Stat]:
+    """Yield the unfinished files below `folder`; links are neither followed nor counted."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except ABSENT_ERRORS:
+        return
+    for entry in entries:
+        is_unfinished = entry.name.startswith(LEFTOVER_PREFIX)
+        if is_unfinished and entry.is_file(follow_symlinks=False):
+            yield from _stat_entry(entry, prefix)
+        elif not is_unfinished and entry.is_dir(follow_symlinks=False):
+            yield from walk_leftovers(folder / entry.name, f"{prefix}{entry.name}/")

@@ -100,6 +100,11 @@ class GenericStore(Store):
         return self._stat(key, found) if found["type"] == "file" else None
 
     def list(self, prefix: str) -> Iterator[Stat]:
+        for key, entry in self._found(prefix):
+            if f"/{LEFTOVER_PREFIX}" not in f"/{key}":
+                yield self._stat(key, entry)
+
+    def _found(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         with self._explained("list", prefix):
             self._fs.invalidate_cache()
             try:
@@ -107,14 +112,22 @@ class GenericStore(Store):
             except FileNotFoundError:
                 return
         keyed = {path[len(self._root) + 1 :]: entry for path, entry in found.items()}
-        for key in sorted(keyed):
-            if key.startswith(prefix) and f"/{LEFTOVER_PREFIX}" not in f"/{key}":
-                yield self._stat(key, keyed[key])
+        yield from ((key, keyed[key]) for key in sorted(keyed) if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
         self._require_single_writer(key)
         with self._lock, self._explained("delete", key), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(key))
+
+    def leftovers(self) -> Iterator[Stat]:
+        for key, entry in self._found(""):
+            if key.rpartition("/")[2].startswith(LEFTOVER_PREFIX):
+                yield self._stat(key, entry)
+
+    def discard(self, leftover: Stat) -> None:
+        if not leftover.key.rpartition("/")[2].startswith(LEFTOVER_PREFIX):
+            super().discard(leftover)
+        self.delete(leftover.key)
 
     def _path(self, key: str) -> str:
         if key and any(s in ("", ".", "..") for s in key.removesuffix("/").split("/")):

@@ -139,6 +139,38 @@ class LocalStore(Store):
             # Also when it was gone: who removed it may not have come to this line.
             disk.fsync_folder(file.parent)
 
+    def leftovers(self) -> Iterator[Stat]:
+        with self._explained("list", ""):
+            yield from disk.walk_leftovers(self.root, "")
+
+    def discard(self, leftover: Stat) -> None:
+        folder, _, name = leftover.key.rpartition("/")
+        file = (self._file(folder) if folder else self.root) / name
+        if not name.startswith(disk.LEFTOVER_PREFIX) or "\0" in name:
+            super().discard(leftover)
+        with self._explained("delete", leftover.key), suppress(*disk.ABSENT_ERRORS):
+            self._refuse_to_leave(file.parent)
+            if not file_type.S_ISREG(os.lstat(file).st_mode):
+                super().discard(leftover)
+            os.unlink(file)
+
+    @contextmanager
+    def sole(self, prefix: str) -> Iterator[bool]:
+        folder = self._file(prefix.removesuffix("/"))
+        with self._explained("write", prefix):
+            self._make_folder(folder)
+            self._refuse_to_leave(folder)
+            descriptor = os.open(folder, os.O_RDONLY) if fcntl else -1
+        if fcntl is None:
+            yield False
+            return
+        try:
+            _lock_at_once(descriptor, folder)
+            yield True
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
@@ -362,10 +394,19 @@ class LocalStore(Store):
         return StoreUnavailable(f"{where}: {error.strerror or error}. Check the disk, try again.")
 
 
+def _lock_at_once(descriptor: int, folder: Path) -> None:
+    try:
+        _lock(descriptor, folder)
+    except BlockingIOError:
+        raise Conflict(
+            f"Another process holds the lock of {folder}: it is at the same work. Wait for it"
+        ) from None
+
+
 def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, folder)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -374,8 +415,15 @@ def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
                     f"{_LOCK_TIMEOUT_S:.0f} s. Is it stopped? End it, then try again."
                 ) from None
             time.sleep(random.uniform(0.0002, 0.002))
-        except OSError as error:
-            raise Unsupported(
-                f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
-                "writers cannot share it. Use a local disk or an S3 server."
-            ) from error
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise Unsupported(
+            f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
+            "writers cannot share it. Use a local disk or an S3 server."
+        ) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -76,6 +77,23 @@ class MirroredStore(Store):
         self._require_online(key)
         self._inner.delete(key)
         self._remember(self._place(key), None)
+
+    def leftovers(self) -> Iterator[Stat]:
+        self._require_online("")
+        return self._inner.leftovers()
+
+    def discard(self, leftover: Stat) -> None:
+        self._require_online(leftover.key)
+        self._inner.discard(leftover)
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        self._require_online(keys[0] if keys else "")
+        self._inner.delete_all(keys)
+        for key in keys:
+            self._remember(self._place(key), None)
+
+    def sole(self, prefix: str) -> AbstractContextManager[bool]:
+        return self._inner.sole(prefix)
 
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)

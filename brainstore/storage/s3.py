@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from brainstore.errors import (
     Conflict,
     Corrupt,
     NotFound,
+    ReadOnly,
     StoreUnavailable,
 )
 from brainstore.storage.base import (
@@ -57,6 +59,8 @@ Result = TypeVar("Result")
 _ATTEMPTS = 6
 _READ_ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
+_UPLOAD = "?uploadId="
+_KEYS_PER_DELETION = 1000  # what S3 takes in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,32 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         self._call("delete", key, lambda: self._delete(key))
 
+    def leftovers(self) -> Iterator[Stat]:
+        marker: dict[str, str] = {}
+        while True:
+            page = self._call("list", "", partial(self._uploads_page, marker))
+            for upload in page.get("Uploads", ()):
+                if upload["Key"].startswith(self._prefix):
+                    key = f"{upload['Key'][len(self._prefix) :]}{_UPLOAD}{upload['UploadId']}"
+                    yield Stat(key, 0, _begun_at(upload))
+            # SeaweedFS 4.48 goes on from the id alone, and names no key.
+            names = ("KeyMarker", "UploadIdMarker")
+            after = {name: found for name in names if (found := page.get(f"Next{name}"))}
+            if not page.get("IsTruncated") or after in ({}, marker):
+                return
+            marker = after
+
+    def discard(self, leftover: Stat) -> None:
+        key, _, upload_id = leftover.key.rpartition(_UPLOAD)
+        if not key or not upload_id:
+            super().discard(leftover)
+        self._call("delete", key, lambda: self._abort(key, upload_id))
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _KEYS_PER_DELETION):
+            chunk = keys[start : start + _KEYS_PER_DELETION]
+            self._call("delete", chunk[0], partial(self._delete_once, chunk))
+
     def close(self) -> None:
         self._clients.close()
 
@@ -185,6 +215,42 @@ class S3Store(Store):
 
     async def _delete(self, key: str) -> None:
         await self._unless_missing("delete_object", key)
+
+    async def _uploads_page(self, marker: dict[str, str]) -> dict[str, Any]:
+        page: dict[str, Any] = await self._clients.ordinary.list_multipart_uploads(
+            Bucket=self.bucket, Prefix=self._prefix, **marker
+        )
+        return page
+
+    async def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            await self._clients.ordinary.abort_multipart_upload(
+                UploadId=upload_id, **self._target(key)
+            )
+        except ClientError as failure:
+            if code_of(failure) != "NoSuchUpload":
+                raise
+
+    async def _delete_once(self, keys: Sequence[str]) -> None:
+        """Remove up to 1,000 objects.
+
+        As a POST: a DELETE that meets a broken connection is sent again by aiohttp itself.
+        """
+        listed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        try:
+            reply = await self._clients.single.delete_objects(Bucket=self.bucket, Delete=listed)
+        except FAILURES as failure:
+            lost = meaning_of(failure) is Reply.LOST
+            raise self._explain(failure, "delete", keys[0], lost) from failure
+        for error in reply.get("Errors", ()):
+            raise self._undeleted(error)
+
+    def _undeleted(self, error: Mapping[str, str]) -> BrainstoreError:
+        code, key = error.get("Code", ""), error.get("Key", "")[len(self._prefix) :]
+        what = f"Cannot delete {key} in {self.url}: {code} {error.get('Message', '')}".rstrip()
+        if code == "AccessDenied":
+            return ReadOnly(f"{what}. These credentials may not delete; ask for the right to.")
+        return StoreUnavailable(f"{what}. Try again later", outcome_unknown=True)
 
     def _get_nothing(self, key: str, stop: int) -> bytes:
         found = self.stat(key)
@@ -324,6 +390,11 @@ def _split(url: str) -> tuple[str, str]:
     if not bucket or "//" in prefix:
         raise BadReference(f"{url!r}: expected s3://bucket or s3://bucket/prefix")
     return bucket, f"{prefix}/" if prefix else ""
+
+
+def _begun_at(upload: Mapping[str, Any]) -> float:
+    # Unknown counts as new: nobody must take a running upload for a dead one.
+    return float(upload["Initiated"].timestamp()) if "Initiated" in upload else time.time()
 
 
 def _by_key(found: Stat) -> str:

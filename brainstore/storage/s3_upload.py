@@ -79,8 +79,18 @@ class PartsUpload:
         self._parts: list[dict[str, Any]] = []
 
     async def prepare(self) -> None:
-        if self._upload_id:
-            return
+        for is_last_try in (False, True):
+            if self._upload_id:
+                return
+            try:
+                await self._send_all()
+            except FAILURES as failure:
+                if code_of(failure) != "NoSuchUpload" or is_last_try:
+                    raise
+                # Somebody took it for what a dead writer has left, and removed it.
+                self._upload_id = ""
+
+    async def _send_all(self) -> None:
         reply = await self._clients.ordinary.create_multipart_upload(**self._target)
         self._upload_id = field_of(reply, "UploadId")
         self._parts = await self._send_parts()
@@ -102,7 +112,7 @@ class PartsUpload:
 
     async def let_go(self) -> None:
         if self._upload_id:
-            # What stays is invisible, and for the bucket's lifecycle rule.
+            # What stays is invisible, and one of the store's leftovers.
             with suppress(*FAILURES):
                 await self._clients.ordinary.abort_multipart_upload(
                     UploadId=self._upload_id, **self._target

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from brainstore import deletion
 from brainstore.address import Digest, Name, blob_key, manifest_key, new_ulid
 from brainstore.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unsupported
 from brainstore.index import Index
 from brainstore.records import Manifest, Target
-from brainstore.storage.base import Stat
+from brainstore.storage.base import ABSENT, Stat
 from brainstore.sync.plan import Item, Key, batches, body_of, in_parallel, judged, standing
 from brainstore.sync.report import Ledger
 from brainstore.zoo import Zoo
@@ -177,8 +178,11 @@ class Copying:
     def _create(self, item: Item) -> Manifest:
         body = body_of(self._source, item.version)
         manifest = self._source.registry.versions.decoded(body, *item.key)
-        if item.standing.status is None:
-            self._target.store.put(manifest_key(*item.key), body, expect=item.standing.expect)
+        fence = item.standing.fence
+        if fence is not None:
+            deletion.replace_fence(self._target.registry, fence, body)
+        elif item.standing.status is None:
+            self._target.store.put(manifest_key(*item.key), body, expect=ABSENT)
         return manifest
 
     def _publish(self, item: Item, manifest: Manifest) -> str:
@@ -187,6 +191,8 @@ class Copying:
         try:
             if row.get("digest") == item.version.digest:
                 self._target.registry.pointers.advance_latest(item.version, new_ulid())
+            elif item.standing.fence is not None:
+                deletion.finish_restoration(self._target.registry, *item.key)
             else:
                 self._target.committer.publish(item.version, manifest)
         except (Conflict, Corrupt) as error:

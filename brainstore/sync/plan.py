@@ -10,7 +10,6 @@ from brainstore.address import LATEST, Digest, Name, Reference
 from brainstore.errors import BadReference, Corrupt, NotFound, Unsupported
 from brainstore.index import Index
 from brainstore.records import Manifest, Tombstone
-from brainstore.storage.base import ABSENT, Expect, Token
 from brainstore.sync.report import Outcome, Status
 from brainstore.versions import Stored, Version
 from brainstore.zoo import Zoo
@@ -22,11 +21,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a version stands at the target; with no status it is to be created, as `expect`."""
+    """How a version stands at the target; with no status it is to be created there.
+
+    Where a collection has closed its number, `fence` is what is to be replaced.
+    """
 
     status: Status | None
     detail: str = ""
-    expect: Token | Expect = ABSENT
+    fence: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ def judged(target: Zoo, items: Sequence[Item]) -> list[Item]:
 def standing(target: Zoo, version: Version) -> Standing:
     """Return how the version stands at the target now.
 
-    Where a collection has closed the number, `expect` is the state of its fence. It was
+    Where a collection has closed the number, the fence was
     read before the intent that will protect the copy: a collection that gives up that
     intent changes the fence, so a copy that slept too long does not replace it.
     """
@@ -215,7 +217,7 @@ def _buried(stored: Stored, version: Version) -> Standing:
     tombstone = stored.record
     assert isinstance(tombstone, Tombstone)
     if tombstone.is_fence:
-        return Standing(None, expect=stored.token)
+        return Standing(None, fence=stored)
     if tombstone.replaced_digest == version.digest:
         why = f" ({tombstone.why})" if tombstone.why else ""
         return Standing("skipped", f"deleted there at {tombstone.at} by {tombstone.by}{why}")

@@ -1,0 +1,96 @@
+"""Which blobs something names: the live set, and who is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from brainstore.address import MODELS_PREFIX, Digest, Name, parse_manifest_key
+from brainstore.errors import Corrupt
+from brainstore.records import Manifest, Tombstone
+from brainstore.storage.base import Stat
+from brainstore.versions import Stored
+from brainstore.zoo import Zoo
+
+Key = tuple[Name, int]
+
+
+def blobs_of(manifest: Manifest) -> set[Digest]:
+    """Return every blob that the manifest names, listed or not."""
+    leaves = (leaf for group in manifest.groups.values() for leaf in group.leaves)
+    named = {digest for leaf in leaves for digest in leaf.blobs()}
+    return named.union(manifest.blobs, (file.blob for file in manifest.files.values()))
+
+
+class LiveSet:
+    """The blobs that versions name, as of the last `read`; it only grows.
+
+    A version that was seen live is not read again: should it be deleted meanwhile, its
+    blobs count as live until the next collection.
+    """
+
+    def __init__(
+        self, zoo: Zoo, *, deleted_before: float, but: frozenset[Key] = frozenset()
+    ) -> None:
+        """What was deleted before that time, by the store's clock, and `but`, does not count."""
+        self.blobs: set[Digest] = set()
+        self._zoo = zoo
+        self._deleted_before = deleted_before
+        self._but = but
+        self._seen: set[str] = set()
+
+    def read(self) -> None:
+        """Add what versions name that are live now, or were deleted too lately.
+
+        Raises:
+            Corrupt, Unsupported: a record cannot be read, so what it names is not known.
+        """
+        listed = [stat for stat in self._zoo.store.list(MODELS_PREFIX) if self._is_new(stat)]
+        for stat, named in zip(listed, self._zoo.in_parallel(self._named, listed), strict=True):
+            if named is not None:
+                self.blobs |= named
+                self._seen.add(stat.key)
+
+    def _is_new(self, stat: Stat) -> bool:
+        key = parse_manifest_key(stat.key)
+        return key is not None and key not in self._but and stat.key not in self._seen
+
+    def _named(self, stat: Stat) -> set[Digest] | None:
+        """Return what the version names, or None if it is deleted and out of its grace."""
+        key = parse_manifest_key(stat.key)
+        assert key is not None
+        stored = require_record(self._zoo, key)
+        body = stored.live_body
+        if body is None:
+            body = buried_body(stored, stat, self._deleted_before)
+        return None if body is None else blobs_of(self._zoo.registry.versions.decoded(body, *key))
+
+
+def buried_body(stored: Stored, stat: Stat, deleted_before: float) -> bytes | None:
+    """Return the manifest of a deleted version that can still come back, else None."""
+    record = stored.record
+    assert isinstance(record, Tombstone)
+    if record.is_fence or stat.modified_at <= deleted_before:
+        return None
+    return bytes(record.record)
+
+
+def require_record(zoo: Zoo, key: Key) -> Stored:
+    """Return what stands at the key of a version that was listed.
+
+    Raises:
+        Corrupt: it vanished, which records never do.
+    """
+    stored = zoo.registry.versions.stored(*key)
+    if stored is None:
+        raise Corrupt(
+            f"{zoo.url}: the record of {key[0]}:{key[1]} vanished while it was read; records are "
+            "never removed. Run: brainstore fsck"
+        )
+    return stored
+
+
+def versions(zoo: Zoo) -> Iterator[tuple[Stat, Key]]:
+    """Yield every version that ever was, with the state of its record."""
+    for stat in zoo.store.list(MODELS_PREFIX):
+        if key := parse_manifest_key(stat.key):
+            yield stat, key
