@@ -230,12 +230,19 @@ class Model:
             return None
         return state.changed(highest=number, live=state.live | {number})
 
+    # These two may find nothing to do. Whoever changes that later does it itself.
+
     def _publish(self, state: State, number: int) -> State:
-        return state.changed(published=state.published | {number})
+        is_live = number in state.live
+        return state.changed(published=state.published | {number}) if is_live else state
 
     def _settle(self, state: State, number: int) -> State:
-        gone = NONE if number in state.live else {number}
-        return state.changed(published=state.published - gone)
+        is_live = number in state.live
+        return state if is_live else state.changed(published=state.published - {number})
+
+    def _flash(self, state: State, number: int) -> State | None:
+        is_live = number in state.live
+        return None if is_live else state.changed(published=state.published | {number})
 
     def _bury(self, state: State, number: int) -> State | None:
         if number not in state.live:
@@ -247,19 +254,13 @@ class Model:
             return None
         return state.changed(live=state.live | {number})
 
-    def _restored(self, state: State, number: int) -> State:
-        return self._restore(state, number) or state
-
     def _move(self, state: State, to: int, expected: int | None) -> State | None:
-        if expected not in (None, state.alias):
+        if to == state.alias or expected not in (None, state.alias):
             return None
-        return state if to == state.alias else state._replace(alias=to, alias_before=state.alias)
+        return state._replace(alias=to, alias_before=state.alias)
 
     def _back(self, state: State, number: int) -> State | None:
         return self._move(state, state.alias_before, number)
-
-    def _unset(self, state: State, number: int) -> State:
-        return self._move(state, 0, number) or state
 
     def _is_live(self, state: State, number: int) -> State | None:
         return state if number in state.live else None
@@ -286,7 +287,13 @@ class Model:
 def _save(each: Operation) -> list[Plan]:
     if each.outcome != "ok":
         return [()]
-    return [(("commit", each.value), ("publish", each.value), ("settle", each.value))]
+    return _visible("commit", each.value)
+
+
+def _visible(how: str, number: int) -> list[Plan]:
+    """Return how a version becomes visible, also where it is deleted just then."""
+    flashed: Plan = ((how, number), ("flash", number), ("settle", number))
+    return [((how, number), ("publish", number)), flashed]
 
 
 def _load(each: Operation) -> list[Plan]:
@@ -309,7 +316,9 @@ def _resolve(each: Operation) -> list[Plan]:
 def _alias(each: Operation) -> list[Plan]:
     to, expected = each.arguments
     moved: Plan = (("is_live", to), ("move", to, expected))
-    backs: list[Plan] = [(*moved, ("is_gone", to), (back, to)) for back in ("back", "unset")]
+    backs: list[Plan] = [
+        (*moved, ("is_gone", to), back) for back in (("back", to), ("move", 0, to))
+    ]
     if each.outcome == "ok":
         stayed = _if(expected in (None, to), ("is_live", to), ("alias_is", to))
         return [(*moved, ("is_live", to)), *stayed]
@@ -328,32 +337,34 @@ def _if(is_so: bool, *plan: Effect) -> list[Plan]:
 def _unalias(each: Operation) -> list[Plan]:
     if each.outcome == "NotFound":
         return [(("alias_is", 0),)]
-    return [(("alias_is_not", 0), ("move", 0, None))]
+    return [(("alias_is_not", 0), end) for end in (("move", 0, None), ("alias_is", 0))]
 
 
 def _delete(each: Operation) -> list[Plan]:
     number, force = each.arguments
-    alias: Plan = (("unset", number),) if force else (("alias_is_not", number),)
-    gone: Plan = (("bury", number), *alias, ("settle", number))
-    seen: Plan = (("bury", number), ("alias_is", number))
-    back: Plan = (("restored", number), ("publish", number), ("settle", number))
-    bounced = _if(not force, *seen, *back) + _if(not force, *seen, ("is_live", number))
+    bury, settle, unset = ("bury", number), ("settle", number), ("move", 0, number)
+    named, free = ("alias_is", number), ("alias_is_not", number)
+    gone: list[Plan] = [(free, bury, free, settle)]
+    bounced: list[Plan] = [(bury, named, *plan) for plan in _visible("restore", number)]
+    bounced.append((bury, named, ("is_live", number)))
+    if force:
+        gone, bounced = [(bury, free, settle), (bury, unset, settle)], []
     if each.outcome == "ok":
-        return [gone if force else (*alias, *gone)]
-    if each.outcome == "NotFound":  # a deletion that was interrupted is finished
-        return [(("is_gone", number),), *_if(force, ("is_gone", number), ("unset", number))]
+        return gone
+    if each.outcome == "NotFound":  # one that was interrupted is finished; or no way back
+        return [(("is_gone", number),), (("is_gone", number), unset) if force else (bury, named)]
     if each.outcome == "Conflict":
-        return [(("is_gone", number),), *_if(not force, ("alias_is", number)), *bounced]
-    return [gone, *bounced]
+        return [(("is_gone", number),), *_if(not force, named), *bounced]
+    return gone + bounced
 
 
 def _undelete(each: Operation) -> list[Plan]:
     number = each.arguments[0]
     if each.outcome == "NotFound":  # fences, and versions whose blobs are collected
         return [(("is_gone", number),)]
-    if each.outcome == "Conflict":
-        return [(("is_live", number),)]
-    return [(("restore", number), ("publish", number), ("settle", number))]
+    if each.outcome == "Conflict":  # with a collector, which changes the tombstone
+        return [()]
+    return _visible("restore", number)
 
 
 _PLANS: dict[str, Callable[[Operation], list[Plan]]] = {

@@ -1,0 +1,199 @@
+"""A crowd at work on two zoos, and what its logs say: histories for `linearizable.py`."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from crowd import PARTNER, ZOO, Member
+from linearizable import Operation
+from zoos import opened
+
+from brainstore.storage import open_store
+from brainstore.storage.base import Store
+
+Where = tuple[str, dict[str, Any]]
+Histories = dict[str, list[Operation]]
+
+NAMES = ("ppo", "swarm/left", "swarm/right")
+EXPECTED = ("ok", "NotFound", "Conflict", "blob gone")
+UNKNOWN = "StoreUnavailable"
+
+
+@dataclass
+class Crowd:
+    """Processes at work on a zoo and its partner, each with a log in `folder`."""
+
+    zoo: Where
+    partner: Where
+    folder: Path
+    seconds: float
+    operations: int = 0
+    expiry_s: float = 0
+    _killed: int = 0
+    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def run(self, works: list[str], kills: int = 0) -> None:
+        """Let one process do each of the works, until the time is over or enough is done.
+
+        Now and then, one that mixes is killed, and another one takes its place.
+        """
+        try:
+            started = [self._start(work) for work in works]
+            for process in started:
+                self._release(process)
+            for _ in range(kills):
+                self._kill_one(works)
+            expected = [-9] * self._killed + [0] * len(works)
+            assert sorted(process.wait() for process in self._processes) == expected
+        finally:
+            for process in self._processes:
+                process.kill()
+                process.communicate()
+
+    def look(self) -> None:
+        """Look at everything once more, in this process, now that all others have ended."""
+        log = self.folder / f"{len(self._processes)}.log"
+        url, options = self.zoo
+        with log.open("a") as file, opened(open_store(url, options), cache=self.folder) as zoo:
+            observer = Member(lambda: zoo, lambda line: print(json.dumps(line), file=file))
+            for name in NAMES:
+                for kind, ref in (("resolve", "latest"), ("resolve", "alias"), ("load", "latest")):
+                    observer.do(kind, name, ref)
+                observer.do("list", name)
+                for number in observer.known[name]:
+                    observer.do("load", name, number)
+
+    def _start(self, work: str) -> subprocess.Popen[str]:
+        number = len(self._processes)
+        log = self.folder / f"{number}.log"
+        task = {ZOO: self.zoo, PARTNER: self.partner, "folder": str(self.folder), "log": str(log)}
+        task |= {"work": work, "process": number, "seed": number, "names": NAMES}
+        few = self.operations if work == "mix" else self.operations // 3
+        task |= {"seconds": self.seconds, "operations": few, "expiry_s": self.expiry_s}
+        program = str(Path(__file__).with_name("crowd.py"))
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", program, json.dumps(task)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def _release(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+    def _kill_one(self, works: list[str]) -> None:
+        time.sleep(self.seconds / 16)
+        mixing = [each for each, work in zip(self._processes, works, strict=False) if work == "mix"]
+        victim = random.choice([each for each in mixing if each.poll() is None])
+        victim.kill()
+        self._killed += 1
+        self._release(self._start("mix"))
+
+
+@dataclass(frozen=True)
+class Chronicle:
+    """What the logs of a crowd say, by the name of the model."""
+
+    histories: Histories
+    surprises: list[str]
+
+    @classmethod
+    def of(cls, folder: Path, store: Store) -> Chronicle:
+        """Read the logs; the records in `store` tell what has become of unfinished saves."""
+        surprises: list[str] = []
+        histories: Histories = {name: [] for name in NAMES}
+        for log in sorted(folder.glob("*.log")):
+            for name, operation in _operations(log, surprises):
+                histories[name].append(operation)
+        written = _written(store)
+        for name in NAMES:
+            histories[name] = list(_settled(histories[name], written.get(name, {}), surprises))
+        return cls(histories, surprises)
+
+    @property
+    def operations(self) -> int:
+        return sum(map(len, self.histories.values()))
+
+
+def _operations(log: Path, surprises: list[str]) -> Iterator[tuple[str, Operation]]:
+    """Yield the operations of one process, with the name of the model."""
+    # A line that a kill cut short is an operation that did not return.
+    lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
+    surprises += [text for line in lines for text in line.get("surprises", ())]
+    calls = [line for line in lines if "kind" in line]
+    returns = [line for line in lines if "outcome" in line]
+    for number, call in enumerate(calls):
+        begun = Operation(
+            call["kind"],
+            tuple(call["arguments"]),
+            outcome=None,
+            start=call["start"],
+            process=int(log.stem),
+        )
+        yield call["name"], _returned(begun, *returns[number : number + 1])
+
+
+def _returned(begun: Operation, ended: dict[str, Any] | None = None) -> Operation:
+    if ended is None or ended["outcome"] == UNKNOWN:
+        return begun
+    fields = {name: ended.get(name) for name in ("outcome", "value", "mark", "end")}
+    return replace(begun, **fields)
+
+
+def _settled(
+    history: list[Operation], written: dict[str, int], surprises: list[str]
+) -> Iterator[Operation]:
+    """Yield the history, where a save that did not return has done what the records say."""
+    for each in history:
+        number = written.get(each.arguments[0]) if each.kind == "save" else None
+        if each.outcome is None and each.kind == "save":
+            if number is not None:
+                yield replace(each, outcome="ok", value=number)
+        elif each.outcome is not None or each.kind in ("alias", "unalias", "delete", "undelete"):
+            yield each
+        if each.outcome not in (None, *EXPECTED):
+            surprises.append(str(each))
+        if each.kind == "save" and each.outcome is not None and number != each.value:
+            surprises.append(f"{each}, and the records say {number}")
+
+
+def _written(store: Store) -> dict[str, dict[str, int]]:
+    """Return {mark of the save: number} of each model, from the records, deleted or not."""
+    found: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+    for name, number, record in _records(store):
+        if record is not None:
+            found[name][record["meta"]["config"]["mark"]] = number
+    return found
+
+
+def fences(store: Store) -> dict[str, list[int]]:
+    """Return the numbers of each model that a collector has closed."""
+    found: dict[str, list[int]] = {name: [] for name in NAMES}
+    for name, number, record in _records(store):
+        if record is None:
+            found[name].append(number)
+    return found
+
+
+def _records(store: Store) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+    for stat in store.list("models/"):
+        key = re.fullmatch(r"models/(.+)/v(\d+)/manifest\.json", stat.key)
+        found = store.get(stat.key) if key else None
+        if key and found:
+            record = json.loads(found.body)
+            yield key[1], int(key[2]), record.get("record") if "record" in record else record
