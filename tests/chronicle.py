@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
+import multiprocessing
 import re
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event, Semaphore
 from pathlib import Path
 from typing import Any
 
-from crowd import PARTNER, ZOO, Member
+from crowd import PARTNER, ZOO, Member, main
 from linearizable import Operation
 from zoos import opened
 
@@ -24,8 +25,14 @@ Where = tuple[str, dict[str, Any]]
 Histories = dict[str, list[Operation]]
 
 NAMES = ("ppo", "swarm/left", "swarm/right")
+PATIENCE_S = 120
 EXPECTED = ("ok", "NotFound", "Conflict", "blob gone")
 UNKNOWN = "StoreUnavailable"
+
+PROCESSES = multiprocessing.get_context("forkserver")
+"""From a server that has imported what takes long, and has done nothing with it."""
+
+PROCESSES.set_forkserver_preload(["pytest", "jax", "s3fs", "numpy"])
 
 
 @dataclass
@@ -38,32 +45,56 @@ class Crowd:
     seconds: float
     operations: int = 0
     expiry_s: float = 0
-    _killed: int = 0
-    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, works: list[str], kills: int = 0) -> None:
         """Let one process do each of the works, until the time is over or enough is done.
 
         Now and then, one that mixes is killed, and another one takes its place.
         """
+        ready = PROCESSES.Semaphore(0)
+        members = [self._member(*each, ready) for each in enumerate(works + ["mix"] * kills)]
         try:
-            started = [self._start(work) for work in works]
-            for process in started:
-                self._release(process)
-            for _ in range(kills):
-                self._kill_one(works)
-            expected = [-9] * self._killed + [0] * len(works)
-            assert sorted(process.wait() for process in self._processes) == expected
+            for process, _ in members:
+                process.start()
+            for _ in members:
+                assert ready.acquire(timeout=PATIENCE_S)
+            for _, go in members[: len(works)]:
+                go.set()
+            for kill in range(kills):
+                self._replace(members[works.index("mix") + kill], members[len(works) + kill])
+            for process, _ in members:
+                process.join()
+            killed = [process.exitcode for process, _ in members].count(-signal.SIGKILL)
+            assert [process.exitcode for process, _ in members].count(0) == len(members) - killed
+            assert killed == kills
         finally:
-            for process in self._processes:
+            for process, _ in members:
                 process.kill()
-                process.communicate()
+
+    def _member(self, number: int, work: str, ready: Semaphore) -> tuple[BaseProcess, Event]:
+        log = str(self._log(number))
+        task = {ZOO: self.zoo, PARTNER: self.partner, "folder": str(self.folder), "log": log}
+        task |= {"work": work, "process": number, "seed": number, "names": NAMES}
+        few = self.operations if work == "mix" else self.operations // 3
+        task |= {"seconds": self.seconds, "operations": few, "expiry_s": self.expiry_s}
+        go = PROCESSES.Event()
+        return PROCESSES.Process(target=main, args=(task, ready, go)), go
+
+    def _replace(self, old: tuple[BaseProcess, Event], new: tuple[BaseProcess, Event]) -> None:
+        time.sleep(self.seconds / 10)
+        old[0].kill()
+        new[1].set()
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"{number}.log"
 
     def look(self) -> None:
         """Look at everything once more, in this process, now that all others have ended."""
-        log = self.folder / f"{len(self._processes)}.log"
         url, options = self.zoo
-        with log.open("a") as file, opened(open_store(url, options), cache=self.folder) as zoo:
+        with (
+            self._log(999).open("a") as file,
+            opened(open_store(url, options), cache=self.folder) as zoo,
+        ):
             observer = Member(lambda: zoo, lambda line: print(json.dumps(line), file=file))
             for name in NAMES:
                 for kind, ref in (("resolve", "latest"), ("resolve", "alias"), ("load", "latest")):
@@ -71,38 +102,6 @@ class Crowd:
                 observer.do("list", name)
                 for number in observer.known[name]:
                     observer.do("load", name, number)
-
-    def _start(self, work: str) -> subprocess.Popen[str]:
-        number = len(self._processes)
-        log = self.folder / f"{number}.log"
-        task = {ZOO: self.zoo, PARTNER: self.partner, "folder": str(self.folder), "log": str(log)}
-        task |= {"work": work, "process": number, "seed": number, "names": NAMES}
-        few = self.operations if work == "mix" else self.operations // 3
-        task |= {"seconds": self.seconds, "operations": few, "expiry_s": self.expiry_s}
-        program = str(Path(__file__).with_name("crowd.py"))
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", program, json.dumps(task)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._processes.append(process)
-        return process
-
-    def _release(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "ready\n"
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-    def _kill_one(self, works: list[str]) -> None:
-        time.sleep(self.seconds / 16)
-        mixing = [each for each, work in zip(self._processes, works, strict=False) if work == "mix"]
-        victim = random.choice([each for each in mixing if each.poll() is None])
-        victim.kill()
-        self._killed += 1
-        self._release(self._start("mix"))
 
 
 @dataclass(frozen=True)

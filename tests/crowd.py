@@ -1,8 +1,7 @@
 """One member of a crowd: does what chance tells it to a zoo, and writes down what it saw.
 
-A program of its own, run by `chronicle.py`: it reads its task as JSON from its argument, says
-`ready`, and begins when a line comes in. Its log has two lines of JSON for each operation,
-one before it, so that a kill leaves a trace, and one after it.
+Run in processes of its own by `chronicle.py`. Its log has two lines of JSON for each
+operation, one before it, so that a kill leaves a trace, and one after it.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import json
 import os
 import random
 import re
-import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from itertools import count, cycle
+from multiprocessing.synchronize import Event, Semaphore
 from tempfile import mkdtemp
 from typing import Any
 
@@ -211,8 +211,12 @@ def collect(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[
 WORK = {work.__name__: work for work in (mix, carry, collect)}
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
+def main(task: dict[str, Any], ready: Semaphore, go: Event) -> None:
+    """Do the task, once the word is given."""
+    warnings.simplefilter("error")
+    if task["work"] == "mix":
+        import jax  # noqa: F401  # which a save imports
+
     log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(line: dict[str, Any]) -> None:
@@ -222,14 +226,10 @@ def main() -> None:
         url, options = task[which]
         return BrainManager(open_store(url, options), cache=mkdtemp(dir=task["folder"]))
 
-    print("ready", flush=True)  # noqa: T201
-    sys.stdin.readline()
+    ready.release()
+    go.wait()
     until = time.monotonic() + task["seconds"]
     with closing(WORK[task["work"]](task, write, open_zoo)) as work:
         for number, _ in enumerate(work, 1):
             if number == task["operations"] or time.monotonic() > until:
                 break
-
-
-if __name__ == "__main__":
-    main()
