@@ -37,7 +37,7 @@ from brainstore.storage.base import (
     Token,
     size_bytes,
 )
-from brainstore.storage.disk_errors import explanation
+from brainstore.storage.disk_errors import FULL, explanation
 
 try:
     import fcntl
@@ -330,7 +330,7 @@ class LocalStore(Store):
         try:
             disk.fsync_folder(folder)
         except OSError as error:
-            is_full = error.errno in _FULL
+            is_full = error.errno in FULL
             raise StoreUnavailable(
                 f"{key} is visible in {self.url} but may not survive a power cut: {folder} "
                 f"could not be synced: {'disk full' if is_full else 'the disk failed'} "
