@@ -115,7 +115,7 @@ def test_processes_that_create_the_same_zoo_at_once_share_it(where: Where, tmp_p
 
 def harmful(zoo: BrainManager, *, repair: bool = False) -> list[Finding]:
     """Return what is wrong with the zoo, every blob hashed."""
-    found = fsck(zoo.zoo, deep=True, repair=repair)
+    found = fsck(zoo.zoo, repair=repair)
     return [each for each in found if not (each.is_harmless or each.repaired)]
 
 
