@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from mutations import nested, small_zoo
 from zoos import finish, memory_copy, opened, params, same
 
-from brainstore import BrainManager, Corrupt
+from brainstore import BadParams, BrainManager, Corrupt
 from brainstore.address import Fact, Name, blob_key, manifest_key, new_ulid
 from brainstore.garbage import collect
 from brainstore.garbage.collector import DAY_S
@@ -164,3 +165,23 @@ def test_a_pointer_to_come_does_not_fail_a_collection(store: MemoryStore) -> Non
         assert collect(zoo.zoo, dry_run=False).blobs
         assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
         assert np.float32(zoo.load("ppo:5", as_numpy=True)[0]["dense"]["bias"][0]) == 5
+
+
+def test_a_row_of_no_form_does_not_stop_an_import(store: MemoryStore, tmp_path: Path) -> None:
+    with opened(memory_copy(small_zoo())) as zoo:
+        zoo.export_all(tmp_path)
+    change(store, "registry.json", lambda record: record["models"]["ppo_v1"].update(config=5))
+    with opened(store) as zoo:
+        assert zoo.import_zoo(tmp_path)
+
+
+@pytest.mark.parametrize("checks", [5, [5], [[]], {"metric": 1}])
+def test_a_report_of_no_form_in_a_tree_is_told(tmp_path: Path, checks: Any) -> None:
+    with opened(memory_copy(small_zoo())) as zoo:
+        zoo.export_all(tmp_path)
+    path = tmp_path / "ppo" / "v1" / "quality_report.json"
+    told = json.loads(path.read_text())
+    told["reports"][0]["checks"] = checks
+    path.write_text(json.dumps(told))
+    with opened(MemoryStore()) as zoo, pytest.raises(BadParams, match="quality_report"):
+        zoo.import_zoo(tmp_path)
