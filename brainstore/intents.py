@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 
 from brainstore.address import INTENTS_PREFIX, Digest, intent_key, parse_intent_key
-from brainstore.errors import Corrupt
+from brainstore.errors import Corrupt, Unsupported
 from brainstore.journal import live_fact
 from brainstore.records import Intent, Target, now
 from brainstore.registry import Registry
@@ -70,7 +70,7 @@ def finish_abandoned(
         judged.add(entry.key)
         try:
             _finish(registry, entry.key, finished)
-        except Corrupt as error:
+        except (Corrupt, Unsupported) as error:
             # One damaged record must not keep the others from being finished.
             _log.warning("%s", error)
     return finished

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from brainstore.storage.base import Body, Stat, Token, pieces, size_bytes
+from brainstore.storage.base import Body, Stat, Token, pieces, require_gettable, size_bytes
 from brainstore.storage.compare import Comparison
 
 LEFTOVER_PREFIX = ".tmp-"
@@ -152,9 +152,14 @@ def _ordinary(descriptor: int, name: str) -> int:
     raise FileNotFoundError(errno.ENOENT, "it is no ordinary file", name)
 
 
-def read_file(descriptor: int) -> bytes:
-    """Return all bytes of the open file, and close it."""
+def read_file(descriptor: int, what: str) -> bytes:
+    """Return all bytes of the open file, and close it; `what` names it in errors.
+
+    Raises:
+        Corrupt: it is larger than any record.
+    """
     with os.fdopen(descriptor, "rb") as opened:
+        require_gettable(what, os.fstat(descriptor).st_size)
         return opened.read()
 
 

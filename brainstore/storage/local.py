@@ -69,7 +69,7 @@ class LocalStore(Store):
     def get(self, key: str) -> Object | None:
         with self._explained("read", key):
             try:
-                body = disk.read_file(disk.open_below(self.root, self._names(key)))
+                body = self._read(key)
             except disk.ABSENT_ERRORS:
                 return None
         return Object(body, disk.token_of(body))
@@ -181,6 +181,10 @@ class LocalStore(Store):
             what = f"Cannot read {key} in {self.url}"
             raise explanation(error, what, is_write=False) from error
 
+    def _read(self, key: str) -> bytes:
+        descriptor = disk.open_below(self.root, self._names(key))
+        return disk.read_file(descriptor, f"{self.url}/{key}")
+
     def _file(self, key: str) -> Path:
         return self.root.joinpath(*self._names(key))
 
@@ -259,7 +263,7 @@ class LocalStore(Store):
             )
         try:
             with self._locked(file.parent):
-                found = disk.token_of(disk.read_file(disk.open_below(self.root, self._names(key))))
+                found = disk.token_of(self._read(key))
                 if found != expect:
                     raise Conflict(
                         f"{key} in {self.url} was changed by another writer: expected state "
