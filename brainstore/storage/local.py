@@ -10,13 +10,14 @@ import os
 import random
 import secrets
 import stat as file_type
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from brainstore.address import BLOBS_PREFIX
+from brainstore.address import BLOBS_PREFIX, MODELS_PREFIX
 from brainstore.errors import (
     AlreadyExists,
     BrainstoreError,
@@ -57,7 +58,9 @@ class LocalStore(Store):
 
     A token is the BLAKE3 digest of the bytes. Creating is `link`, which fails when
     the name is taken; whatever replaces or removes a file holds the lock of its
-    folder meanwhile, so a swap sees a state and replaces that very state.
+    folder meanwhile, so a swap sees a state and replaces that very state. No record
+    reaches the disk before those that its writer has read: one who was killed may have
+    left them visible, but not durable.
     """
 
     parallelism = 4
@@ -68,13 +71,19 @@ class LocalStore(Store):
         self.requests = Counter()
         # Folders known to survive a power cut.
         self._durable: set[Path] = set()
+        # Of records that were read since the last write.
+        self._read_from: set[Path] = set()
+        self._settling = threading.Lock()
 
     def get(self, key: str) -> Object | None:
+        file = self._file(key)
         with self._explained("read", key):
             try:
-                body = disk.read_file(self._file(key))
+                body = disk.read_file(file)
             except disk.ABSENT_ERRORS:
                 return None
+        if key.startswith(MODELS_PREFIX):
+            self._read_from.add(file.parent)
         return Object(body, disk.token_of(body))
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
@@ -93,6 +102,8 @@ class LocalStore(Store):
     def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
         file = self._file(key)
         with self._explained("write", key):
+            if not key.startswith(BLOBS_PREFIX):
+                self._settle_what_was_read()
             if expect is ABSENT:
                 return self._create(key, file, body)
             if expect is ANYTHING:
@@ -319,6 +330,15 @@ class LocalStore(Store):
                 f"{folder} is a symbolic link that leads out of {self.url}; nothing is "
                 "written or removed through it. Make it an ordinary folder."
             )
+
+    def _settle_what_was_read(self) -> None:
+        # Whoever finds nothing to do here may rely on it: not before another thread has done it.
+        with self._settling:
+            for folder in list(self._read_from):
+                self._read_from.discard(folder)
+                with suppress(*disk.ABSENT_ERRORS):
+                    disk.fsync_folder(folder)
+                    self._make_folder(folder)
 
     def _make_name_durable(self, key: str, folder: Path) -> None:
         try:
