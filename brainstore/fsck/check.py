@@ -42,6 +42,7 @@ from brainstore.fsck.content import Content
 from brainstore.fsck.quality import policy_findings, report_findings
 from brainstore.fsck.repair import mend
 from brainstore.fsck.survey import Finding, Key, Survey, each, survey
+from brainstore.fsck.unfinished import changing, without_changing
 from brainstore.index import Index, Row
 from brainstore.records import GcState, Intent
 from brainstore.storage.base import Stat
@@ -191,7 +192,10 @@ class _Check:
 
     def _compared(self) -> list[Finding]:
         # In this order: a save removes its intent once it is in the index.
-        under_way = _under_way(self.zoo, self.survey)
+        models = changing(self.zoo)
+        return without_changing(self._disagreements(_under_way(self.zoo, self.survey)), models)
+
+    def _disagreements(self, under_way: set[Key]) -> list[Finding]:
         pointers = [*_pointers(self.survey), *_latest(self.survey, under_way)]
         try:
             index = self.zoo.registry.journal.index()
