@@ -141,7 +141,7 @@ class Blobs:
             except AlreadyExists as error:
                 raise Corrupt(
                     f"blob {digest.short}… is in {self._store.url}, but not with its {size:,} "
-                    "bytes. Move it out of the way: brainstore fsck --deep --repair"
+                    "bytes. Move it out of the way: brainstore fsck --repair"
                 ) from error
         present.add(digest)
         return size
@@ -314,7 +314,7 @@ class _Fetch:
         except Corrupt as error:
             raise Corrupt(
                 f"{self._store.url}: {error}, of {self._owner}. Nothing was kept. "
-                "Run: brainstore fsck --deep"
+                "Run: brainstore fsck"
             ) from error
         return _map(descriptor)
 
@@ -396,5 +396,5 @@ def _check(
         if found != digest:
             raise Corrupt(
                 f"blob {digest.short}… of {owner} hashes to {found.short}… "
-                f"({size:,} bytes, in {where}). Run: brainstore fsck --deep"
+                f"({size:,} bytes, in {where}). Run: brainstore fsck"
             )

@@ -182,7 +182,8 @@ class Committer:
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"{self._store.url}: a collection has been {state.state} for "
-                    f"{COLLECTION_WAIT_S:.0f} s and holds blobs of this save. Try again later"
+                    f"{COLLECTION_WAIT_S:.0f} s and holds blobs of this save. Try again later; "
+                    "should its process have died, finish it: brainstore gc --yes"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)

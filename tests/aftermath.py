@@ -25,7 +25,7 @@ def has(zoo: BrainManager, reference: str, seed: int, size: int = 6) -> bool:
 
 def checked(zoo: BrainManager, *, repair: bool = False) -> list[Finding]:
     """Return what fsck finds, but for leftovers."""
-    return [each for each in fsck(zoo.zoo, deep=True, repair=repair) if not each.is_harmless]
+    return [each for each in fsck(zoo.zoo, repair=repair) if not each.is_harmless]
 
 
 def problems(folder: Path, before: Mapping[str, int]) -> list[str]:
@@ -59,9 +59,7 @@ def _told(folder: Path, look: Callable[[BrainManager], Iterable[str]]) -> list[s
         return [f"{type(error).__name__}: {error}"]
 
 
-def _what_is_there(
-    zoo: BrainManager, folder: Path, before: Mapping[str, int]
-) -> Iterator[str]:
+def _what_is_there(zoo: BrainManager, folder: Path, before: Mapping[str, int]) -> Iterator[str]:
     found = read_raw(LocalStore(folder))
     yield from found.problems
     yield from _unloadable(zoo, before, found)

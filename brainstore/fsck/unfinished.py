@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 
-from brainstore.address import (
-    INTENTS_PREFIX,
-    Name,
-    parse_intent_key,
-    parse_pointer_key,
-)
-from brainstore.errors import Corrupt, Unsupported
-from brainstore.fsck.survey import Finding
-from brainstore.intents import ABANDONED_S
-from brainstore.records import Intent
+from brainstore.address import Name, parse_pointer_key
+from brainstore.fsck.findings import Finding
+from brainstore.fsck.remains import FRESH_INTENT_S, age_s, intents
 from brainstore.zoo import Zoo
 
 
@@ -25,13 +16,9 @@ def changing(zoo: Zoo) -> set[Name]:
     Who has died there is taken for alive for as long as others wait before they finish it.
     """
     found: set[Name] = set()
-    for stat in zoo.store.list(INTENTS_PREFIX):
-        is_fresh = time.time() - stat.modified_at < ABANDONED_S
-        stored = zoo.store.get(stat.key) if is_fresh and parse_intent_key(stat.key) else None
-        if stored is not None:
-            with suppress(Corrupt, Unsupported):
-                intent = Intent.decode(stored.body, stat.key)
-                found |= {target.name for target in intent.targets if intent.exact}
+    for stat, intent in intents(zoo):
+        if intent is not None and intent.exact and age_s(stat) < FRESH_INTENT_S:
+            found |= {target.name for target in intent.targets}
     return found
 
 
