@@ -64,7 +64,9 @@ def _what_is_there(zoo: BrainManager, folder: Path, before: Mapping[str, int]) -
     yield from found.problems
     yield from _unloadable(zoo, before, found)
     yield from _unloadable(zoo, {n.replace("_v", ":"): None for n in zoo.list_models()}, found)
-    yield from map(str, checked(zoo))
+    # Where nothing was made yet, fsck says so, and that is no damage either.
+    if any(LocalStore(folder).list("")):
+        yield from map(str, checked(zoo))
 
 
 def _what_is_done_again(
