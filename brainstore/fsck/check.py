@@ -37,7 +37,7 @@ from brainstore.fsck.remains import (
     under_way,
 )
 from brainstore.fsck.survey import Key, Survey, each, survey
-from brainstore.fsck.unfinished import changing, without_changing
+from brainstore.fsck.unfinished import changing, half_made, without_changing
 from brainstore.records import GcState
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -84,6 +84,11 @@ class Check:
             return self.permissions.findings
         self._list()
         has_objects = bool(self._records or self._other or self.blobs)
+        if not (self._records or self._reports or self.blobs or self.name):
+            found = [*half_made(self.zoo, [stat.key for stat in self._other])]
+            if found:
+                self.is_zoo = False
+                return found
         found = [*_marker(self.zoo, has_objects)]
         if any(each.kind == "newer" for each in found) or (found and not has_objects):
             self.is_zoo = False
