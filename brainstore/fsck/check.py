@@ -37,7 +37,7 @@ from brainstore.fsck.remains import (
     under_way,
 )
 from brainstore.fsck.survey import Key, Survey, each, survey
-from brainstore.fsck.unfinished import changing, half_made, without_changing
+from brainstore.fsck.unfinished import changing, half_made, is_of
 from brainstore.records import GcState
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -55,6 +55,7 @@ class Check:
         blobs: the sizes of the blobs that were listed, or that the one model names.
         is_zoo: False where there is no zoo, or one of a newer format: nothing is to be
             judged there, nor mended.
+        unfinished: what is not as it should be, and somebody may be at right now. No finding.
         permissions: what we may not read there.
     """
 
@@ -66,6 +67,7 @@ class Check:
         self.survey = Survey()
         self.blobs: dict[Digest, int] = {}
         self.is_zoo = True
+        self.unfinished: list[Finding] = []
         self.permissions = Permissions()
         self._leaves = leaves
         self._progress = progress
@@ -180,7 +182,9 @@ class Check:
     def _compared(self) -> list[Finding]:
         # In this order: a save removes its intent once it is in the index.
         models = changing(self.zoo)
-        return without_changing(self._disagreements(under_way(self.zoo, self.survey)), models)
+        found = self._disagreements(under_way(self.zoo, self.survey))
+        self.unfinished = [each for each in found if is_of(each, models)]
+        return [each for each in found if each not in self.unfinished]
 
     def _disagreements(self, running: set[Key]) -> list[Finding]:
         pointers = [*pointer_findings(self.survey), *latest_findings(self.survey, running)]

@@ -56,13 +56,9 @@ def changing(zoo: Zoo) -> set[Name]:
     return found
 
 
-def without_changing(findings: Iterable[Finding], models: set[Name]) -> list[Finding]:
-    """Leave out where the records of these models disagree with each other, or the index."""
-    return [
-        finding
-        for finding in findings
-        if finding.kind not in ("index", "pointer", "latest") or _model(finding) not in models
-    ]
+def is_of(finding: Finding, models: set[Name]) -> bool:
+    """True where the records of one of these disagree with each other, or with the index."""
+    return finding.kind in ("index", "pointer", "latest") and _model(finding) in models
 
 
 def _model(finding: Finding) -> str:
