@@ -36,7 +36,8 @@ from brainstore.fsck.remains import (
     stray_findings,
     under_way,
 )
-from brainstore.fsck.survey import Key, Survey, each, survey
+from brainstore.fsck.survey import Key, Survey, each, listing, stat_of, survey
+from brainstore.fsck.unfinished import changing, half_made, is_of
 from brainstore.records import GcState
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -54,6 +55,7 @@ class Check:
         blobs: the sizes of the blobs that were listed, or that the one model names.
         is_zoo: False where there is no zoo, or one of a newer format: nothing is to be
             judged there, nor mended.
+        unfinished: what is not as it should be, and somebody may be at right now. No finding.
         permissions: what we may not read there.
     """
 
@@ -65,6 +67,7 @@ class Check:
         self.survey = Survey()
         self.blobs: dict[Digest, int] = {}
         self.is_zoo = True
+        self.unfinished: list[Finding] = []
         self.permissions = Permissions()
         self._leaves = leaves
         self._progress = progress
@@ -83,6 +86,11 @@ class Check:
             return self.permissions.findings
         self._list()
         has_objects = bool(self._records or self._other or self.blobs)
+        if not (self._records or self._reports or self.blobs or self.name):
+            found = [*half_made(self.zoo, [stat.key for stat in self._other])]
+            if found:
+                self.is_zoo = False
+                return found
         found = [*_marker(self.zoo, has_objects)]
         if any(each.kind == "newer" for each in found) or (found and not has_objects):
             self.is_zoo = False
@@ -97,6 +105,7 @@ class Check:
         return found
 
     def _found(self) -> Iterator[Finding]:
+        yield from _links(self.zoo)
         yield from _collector(self.zoo)
         yield from policy_findings(self.zoo)
         yield from self.survey.findings
@@ -111,7 +120,7 @@ class Check:
 
     def _list(self) -> None:
         """List the zoo: blobs with their sizes, and what may be the keys of records."""
-        for stat in self.zoo.store.list(f"{MODELS_PREFIX}{self.name}/" if self.name else ""):
+        for stat in listing(self.zoo, f"{MODELS_PREFIX}{self.name}/" if self.name else ""):
             if digest := parse_blob_key(stat.key):
                 self.blobs[digest] = stat.size_bytes
             elif parse_manifest_key(stat.key) or parse_pointer_key(stat.key):
@@ -128,10 +137,11 @@ class Check:
             self.zoo.registry.resolve(Reference(self.name, alias=Alias(LATEST)))
 
     def _stat_blobs(self) -> None:
-        store = self.zoo.store
         wanted = [*self.survey.users()]
         course = Course(Step("blobs", 0, len(wanted)))
-        for stat in each(self.zoo, lambda digest: store.stat(blob_key(digest)), wanted, course):
+        for stat in each(
+            self.zoo, lambda digest: stat_of(self.zoo, blob_key(digest)), wanted, course
+        ):
             if stat and (digest := parse_blob_key(stat.key)):
                 self.blobs[digest] = stat.size_bytes
 
@@ -147,7 +157,7 @@ class Check:
     def _blob_finding(self, wanted: tuple[Digest, int], users: list[Key]) -> Finding | None:
         # Listed before the manifests were read: it may be new, or its versions deleted.
         digest, size = wanted
-        stat = self.zoo.store.stat(blob_key(digest))
+        stat = stat_of(self.zoo, blob_key(digest))
         if stat is not None and stat.size_bytes == size:
             self.blobs[digest] = size
             return None
@@ -173,7 +183,12 @@ class Check:
 
     def _compared(self) -> list[Finding]:
         # In this order: a save removes its intent once it is in the index.
-        running = under_way(self.zoo, self.survey)
+        models = changing(self.zoo)
+        found = self._disagreements(under_way(self.zoo, self.survey))
+        self.unfinished = [each for each in found if is_of(each, models)]
+        return [each for each in found if each not in self.unfinished]
+
+    def _disagreements(self, running: set[Key]) -> list[Finding]:
         pointers = [*pointer_findings(self.survey), *latest_findings(self.survey, running)]
         try:
             index = self.zoo.registry.journal.index()
@@ -210,12 +225,18 @@ def _marker(zoo: Zoo, has_objects: bool) -> Iterator[Finding]:
         yield Finding("marker", MARKER_KEY, f"{error}. Remove it, then: brainstore fsck --repair")
 
 
+def _links(zoo: Zoo) -> Iterator[Finding]:
+    for key in zoo.store.links():
+        text = "is a symbolic link, which nothing follows. Put what it stands for in its place"
+        yield Finding("link", key, text)
+
+
 def _collector(zoo: Zoo) -> Iterator[Finding]:
-    found = zoo.store.get(GC_STATE_KEY)
-    if found is None:
-        yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
-        return
     try:
+        found = zoo.store.get(GC_STATE_KEY)
+        if found is None:
+            yield Finding("gc", GC_STATE_KEY, "is missing. Run: brainstore fsck --repair")
+            return
         state = GcState.decode(found.body, GC_STATE_KEY)
     except (Corrupt, Unsupported) as error:
         text = f"{error}. When no collection runs, remove it, then: brainstore fsck --repair"

@@ -14,7 +14,7 @@ from brainstore.errors import Corrupt, NotFound
 from brainstore.fsck.check import SHOWN_USERS, missing_blob
 from brainstore.fsck.findings import Course, Finding, Kind, Progress, Step
 from brainstore.fsck.repair import RANGE_BYTES, set_aside
-from brainstore.fsck.survey import LeafForm, Survey, each
+from brainstore.fsck.survey import LeafForm, Survey, each, stat_of
 from brainstore.storage.base import Store
 from brainstore.threads import Budget
 from brainstore.zoo import Zoo
@@ -99,7 +99,7 @@ class Content:
         self._course.go_on(size_bytes=size_bytes)
 
     def _size_now(self, digest: Digest) -> int:
-        found = self._zoo.store.stat(blob_key(digest))
+        found = stat_of(self._zoo, blob_key(digest))
         if found is None:
             raise NotFound(f"blob {digest.short}… is gone")
         return found.size_bytes

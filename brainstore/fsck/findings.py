@@ -10,7 +10,7 @@ from typing import Literal
 Kind = Literal[
     "marker", "newer", "gc", "intent", "permissions", "manifest", "blob-missing", "blob-size",
     "blob-damaged", "leaf", "pointer", "latest", "report", "policy", "index",
-    "orphan", "leftover", "intent-expired", "writable", "stray",
+    "link", "orphan", "leftover", "intent-expired", "writable", "stray",
 ]  # fmt: skip
 
 WRONG: dict[Kind, str] = {
@@ -29,6 +29,7 @@ WRONG: dict[Kind, str] = {
     "report": "a quality report cannot be read, or is about other content",
     "policy": "the policy cannot be read",
     "index": "snapshot and journal tell otherwise than the records",
+    "link": "a symbolic link, which nothing follows, so what lies behind it is not there",
 }
 """The kinds that are wrong: exit code 5, unless they were repaired."""
 

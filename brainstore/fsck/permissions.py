@@ -81,7 +81,7 @@ def _look(found: Permissions, folder: Path, prefix: str, *, must_write: bool) ->
         key = prefix + entry.name
         if entry.is_dir(follow_symlinks=False):
             _look(found, folder / entry.name, key + "/", must_write=must_write)
-        elif entry.is_file():
+        elif entry.is_file(follow_symlinks=False):
             _look_at_file(found, folder / entry.name, key)
 
 

@@ -27,7 +27,7 @@ from brainstore.address import (
 )
 from brainstore.errors import Corrupt, ReadOnly, StoreUnavailable, Unsupported
 from brainstore.fsck.findings import Finding
-from brainstore.fsck.survey import Key, Survey, survey
+from brainstore.fsck.survey import Key, Survey, listing, survey
 from brainstore.records import Intent
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -44,7 +44,7 @@ def age_s(stat: Stat) -> float:
 
 def intents(zoo: Zoo) -> Iterator[tuple[Stat, Intent | None]]:
     """Yield every intent; None for one that cannot be read, or is another's."""
-    for stat in zoo.store.list(INTENTS_PREFIX):
+    for stat in listing(zoo, INTENTS_PREFIX):
         write_id = parse_intent_key(stat.key)
         found = zoo.store.get(stat.key) if write_id else None
         if found is not None:
@@ -108,7 +108,7 @@ def orphan_findings(
 
 def _newer(zoo: Zoo, listed: set[str]) -> Survey:
     """Return what was committed since the records were listed."""
-    keys = [stat.key for stat in zoo.store.list(MODELS_PREFIX) if stat.key not in listed]
+    keys = [stat.key for stat in listing(zoo, MODELS_PREFIX) if stat.key not in listed]
     return survey(zoo, keys=[key for key in keys if parse_manifest_key(key)])
 
 
