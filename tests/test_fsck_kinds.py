@@ -165,6 +165,11 @@ def plant_writable(zoo: BrainManager) -> str:
     return "blobs/"
 
 
+def plant_link(zoo: BrainManager) -> str:
+    (zoo.storage_dir / "models/linked").symlink_to(zoo.storage_dir / "models/ppo")
+    return "models/linked"
+
+
 def planted(key: str, plant: Callable[[BrainManager], object]) -> Callable[[BrainManager], str]:
     def do(zoo: BrainManager) -> str:
         plant(zoo)
@@ -196,6 +201,7 @@ PLANTS: dict[Kind, Plant] = {
     "report": plant_report,
     "policy": plant_policy,
     "index": planted("registry.json", lambda zoo: write(zoo, "registry.json", b"{")),
+    "link": plant_link,
     "orphan": plant_orphan,
     "leftover": plant_leftover,
     "intent-expired": plant_expired,
