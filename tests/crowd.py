@@ -71,6 +71,7 @@ class Member:
         self._names = names
         self._chance = random.Random(seed)
         self.known: defaultdict[str, list[int]] = defaultdict(list)
+        self._gone: defaultdict[str, list[int]] = defaultdict(list)
         self._pointed: defaultdict[str, int] = defaultdict(int)
         self._numbers = count()
 
@@ -93,7 +94,8 @@ class Member:
         elif kind == "delete":
             self.do(kind, name, self._version(name), self._chance.random() < 0.3)
         else:
-            self.do(kind, name, self._version(name))
+            gone = self._gone[name][-3:]
+            self.do(kind, name, self._chance.choice([*gone, self._version(name)]))
 
     def _reference(self, name: str, kind: str) -> int | str:
         own = self._version(name) if kind == "load" else "latest"
@@ -145,6 +147,7 @@ class Member:
         return None, ""
 
     def _delete(self, name: str, number: int, force: bool) -> tuple[None, str]:
+        self._gone[name].append(number)
         self.zoo.delete(f"{name}:{number}", force=force)
         return None, ""
 
@@ -156,7 +159,7 @@ class Member:
         listed = [each.rpartition("_v") for each in self.zoo.list_models()]
         numbers = [int(number) for owner, _, number in listed if owner == name]
         # What was deleted is worth a look, too.
-        self.known[name] = sorted({*numbers, *self.known[name][-4:]})
+        self.known[name] = sorted({*numbers, *self._gone[name][-3:]})
         return numbers, ""
 
     def _seen(self, name: str, number: int) -> int:
