@@ -26,8 +26,9 @@ Numbers are taken in order, without a gap; but a collector of garbage may have c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any, NamedTuple, Protocol
 
@@ -116,6 +117,15 @@ class Specification(Protocol):
 
 def unexplained(history: Sequence[Operation], specification: Specification) -> str:
     """Return "" if the history is explained, or else the first return that is not."""
+    return _unexplained(history, specification, lazy=True) and _unexplained(
+        history, specification, lazy=False
+    )
+
+
+def _unexplained(history: Sequence[Operation], specification: Specification, lazy: bool) -> str:
+    # What never returned is tried only where nothing else explains a return. That may be
+    # too late, if seldom; then all is tried.
+    unreturned = {index for index, each in enumerate(history) if each.end == inf}
     search = _Search(specification)
     worlds: set[World] = {(specification.start, NONE)}
     for index, is_return in _events(history):
@@ -123,7 +133,9 @@ def unexplained(history: Sequence[Operation], specification: Specification) -> s
             plans = frozenset(specification.plans(history[index]))
             worlds = {search.with_flight(world, (index, plans)) for world in worlds}
             continue
-        before, worlds = worlds, search.finished(worlds, index)
+        before = worlds
+        worlds = search.finished(before, index, unreturned) if lazy else set()
+        worlds = worlds or search.finished(before, index)
         if not worlds:
             beside = {other for _, flights in before for other, _ in flights} - {index}
             shown = "; ".join(str(history[other]) for other in sorted(beside))
@@ -142,14 +154,17 @@ def _events(history: Sequence[Operation]) -> Iterator[tuple[int, bool]]:
 
 class _Search:
     def __init__(self, specification: Specification) -> None:
-        self._after = specification.after
+        self._after = lru_cache(maxsize=2**16)(specification.after)
 
     def with_flight(self, world: World, flight: Flight) -> World:
         state, flights = world
         return state, flights | {self._read(state, flight)}
 
-    def finished(self, worlds: set[World], index: int) -> set[World]:
-        """Return the worlds to which these lead in which the operation may return."""
+    def finished(self, worlds: set[World], index: int, without: Container[int] = ()) -> set[World]:
+        """Return the worlds to which these lead in which the operation may return.
+
+        Operations `without` which it can be done have no effect meanwhile.
+        """
         done, seen, open_worlds = set(), set(worlds), list(worlds)
         while open_worlds:
             state, flights = open_worlds.pop()
@@ -160,15 +175,19 @@ class _Search:
                 plans -= {()}
                 if not plans:
                     continue
-            for world in self._nexts(state, others | {(index, plans)}):
+            for world in self._nexts(state, others | {(index, plans)}, without):
                 if world not in seen:
                     seen.add(world)
                     open_worlds.append(world)
         return done
 
-    def _nexts(self, state: Hashable, flights: frozenset[Flight]) -> Iterator[World]:
+    def _nexts(
+        self, state: Hashable, flights: frozenset[Flight], without: Container[int]
+    ) -> Iterator[World]:
         for flight in flights:
             index, plans = flight
+            if index in without:
+                continue
             for effect in {plan[0] for plan in plans if plan}:
                 after = self._after(state, effect)
                 if after is not None and after != state:
