@@ -45,6 +45,8 @@ class Crowd:
     seconds: float
     operations: int = 0
     expiry_s: float = 0
+    doze: float = 0
+    """How often a save sleeps once its intent is stored, so that it is taken for dead."""
 
     def run(self, works: list[str], kills: int = 0) -> None:
         """Let one process do each of the works, until the time is over or enough is done.
@@ -75,7 +77,8 @@ class Crowd:
         task = {ZOO: self.zoo, PARTNER: self.partner, "folder": str(self.folder), "log": log}
         task |= {"work": work, "process": number, "seed": number, "names": NAMES}
         few = self.operations if work == "mix" else self.operations // 3
-        task |= {"seconds": self.seconds, "operations": few, "expiry_s": self.expiry_s}
+        task |= {"seconds": self.seconds, "operations": few}
+        task |= {"expiry_s": self.expiry_s, "doze": self.doze}
         go = PROCESSES.Event()
         return PROCESSES.Process(target=main, args=(task, ready, go)), go
 

@@ -13,14 +13,14 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count, cycle
 from multiprocessing.synchronize import Event, Semaphore
 from tempfile import mkdtemp
 from typing import Any
 
-from zoos import params, same
+from zoos import Call, Proceed, WrappedStore, opened, params, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, NotFound, garbage
 from brainstore.storage import open_store
@@ -34,7 +34,8 @@ SEEDS = 40
 """So few that saves often meet blobs of other versions, deleted and half collected ones."""
 
 LARGE_LEAF = 2**18
-PAUSE_S = 0.2
+PAUSE_S = 0.05
+DOZE_S = 0.5
 WEIGHTS = {
     "save": 18,
     "load": 30,
@@ -177,19 +178,37 @@ def _failed(error: BrainstoreError) -> dict[str, Any]:
     return {"outcome": outcome, "text": text}
 
 
-def mix(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def mix(task: dict[str, Any], write: Write) -> Generator[None]:
     """Do whatever chance tells."""
+    import jax  # noqa: F401  # which a save imports, and which takes long
+
+    chance = random.Random(task["seed"])
+
+    def doze(call: Call, proceed: Proceed) -> Any:
+        result = proceed()
+        if call.step == "put intent" and chance.random() < task["doze"]:
+            time.sleep(DOZE_S)
+        return result
+
+    def open_zoo() -> BrainManager:
+        url, options = task[ZOO]
+        store = WrappedStore(open_store(url, options), doze)
+        return BrainManager(store, cache=mkdtemp(dir=task["folder"]))
+
     member = Member(open_zoo, write, task["process"], tuple(task["names"]), task["seed"])
     try:
+        member.zoo.list_models()
+        yield
         while True:
             yield member.act()
     finally:
         member.zoo.close()
 
 
-def carry(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def carry(task: dict[str, Any], write: Write) -> Generator[None]:
     """Push all that is new to the other zoo."""
-    with open_zoo() as zoo, open_zoo(PARTNER) as partner:
+    with opened_places(task) as (zoo, partner):
+        yield
         while True:
             report = zoo.push(partner)
             surprises = [str(each) for each in report.conflicts]
@@ -197,42 +216,50 @@ def carry(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[No
             time.sleep(PAUSE_S)
 
 
-def collect(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def collect(task: dict[str, Any], write: Write) -> Generator[None]:
     """Collect garbage without any grace, beside everybody else's collections."""
-    with open_zoo() as zoo, open_zoo(PARTNER) as partner:
-        for each in cycle((zoo, zoo, partner)):
+    with opened_places(task) as places:
+        yield
+        for zoo in cycle((places[0], *places)):
             removed = given_up = 0
             with suppress(Conflict):
                 done = garbage.collect(
-                    each.zoo, dry_run=False, older_than_s=0, expiry_s=task["expiry_s"]
+                    zoo.zoo, dry_run=False, older_than_s=0, expiry_s=task["expiry_s"]
                 )
                 removed, given_up = len(done.blobs), len(done.intents)
             yield write({"removed": removed, "given_up": given_up})
             time.sleep(PAUSE_S)
 
 
+@contextmanager
+def opened_places(task: dict[str, Any]) -> Iterator[list[BrainManager]]:
+    """Give the zoo and its partner, connected, each with a cache of its own."""
+    with ExitStack() as stack:
+        places = []
+        for url, options in (task[ZOO], task[PARTNER]):
+            cache = mkdtemp(dir=task["folder"])
+            places.append(stack.enter_context(opened(open_store(url, options), cache=cache)))
+            places[-1].list_models()
+        yield places
+
+
 WORK = {work.__name__: work for work in (mix, carry, collect)}
+"""What a process does, step by step; it is ready to begin after the first step."""
 
 
 def main(task: dict[str, Any], ready: Semaphore, go: Event) -> None:
     """Do the task, once the word is given."""
     warnings.simplefilter("error")
-    if task["work"] == "mix":
-        import jax  # noqa: F401  # which a save imports
-
     log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(line: dict[str, Any]) -> None:
         os.write(log, json.dumps(line).encode() + b"\n")
 
-    def open_zoo(which: str = ZOO) -> BrainManager:
-        url, options = task[which]
-        return BrainManager(open_store(url, options), cache=mkdtemp(dir=task["folder"]))
-
-    ready.release()
-    go.wait()
-    until = time.monotonic() + task["seconds"]
-    with closing(WORK[task["work"]](task, write, open_zoo)) as work:
+    with closing(WORK[task["work"]](task, write)) as work:
+        next(work)
+        ready.release()
+        go.wait()
+        until = time.monotonic() + task["seconds"]
         for number, _ in enumerate(work, 1):
             if number == task["operations"] or time.monotonic() > until:
                 break

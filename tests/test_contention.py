@@ -176,22 +176,23 @@ def work(crowd: Crowd, works: list[str], *, kills: int = 0) -> Chronicle:
 
 
 def test_four_processes_at_everything_see_one_zoo(where: Where, tmp_path: Path) -> None:
-    crowd = Crowd(where, partner(tmp_path), tmp_path, seconds=60, operations=24)
+    crowd = Crowd(where, partner(tmp_path), tmp_path, 60, operations=24, doze=0.1)
     chronicle = work(crowd, ["mix", "mix", "carry", "collect"])
     assert chronicle.operations >= 2 * 24
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("expiry_s", "kills"), [(2.0, 6), (0.0, 0)])
+@pytest.mark.parametrize(("expiry_s", "doze", "kills"), [(2.0, 0.0, 6), (0.0, 0.1, 0)])
 def test_sixteen_processes_at_everything_see_one_zoo(
     where: Where,
     tmp_path: Path,
     soak_s: float,
     tally: Callable[..., None],
     expiry_s: float,
+    doze: float,
     kills: int,
 ) -> None:
-    crowd = Crowd(where, partner(tmp_path), tmp_path, seconds=soak_s / 2, expiry_s=expiry_s)
+    crowd = Crowd(where, partner(tmp_path), tmp_path, soak_s / 2, expiry_s=expiry_s, doze=doze)
     chronicle = work(crowd, ["mix"] * 12 + ["collect", "carry"] * 2, kills=kills)
     place = "in a bucket" if where[1] else "on disk"
     tally(
