@@ -1,4 +1,4 @@
-"""A crowd at work on two zoos, and what its logs say: histories for `linearizable.py`."""
+"""A crowd at work on two zoos, and what its logs say: histories for `promises.py`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from chronicle import NAMES, Chronicle, Crowd, fences
 from conftest import S3Place
 from contender import compete
 from crowd import tree_of
-from linearizable import problems
+from promises import problems
 from zoos import params, read_raw, same
 
 from brainstore import BrainManager, NotFound

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from chronicle import operations
 from crowd import Member
-from linearizable import Operation, problems
+from linearizable import Operation
+from promises import problems
 from zoos import WrappedStore, opened
 
 from brainstore import AlreadyExists, BrainManager, Conflict, deletion
