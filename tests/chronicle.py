@@ -46,7 +46,7 @@ class Crowd:
     operations: int = 0
     expiry_s: float = 0
     doze: float = 0
-    """How often a save sleeps once its intent is stored, so that it is taken for dead."""
+    """How often a process sleeps before a step of its store."""
 
     def run(self, works: list[str], kills: int = 0) -> None:
         """Let one process do each of the works, until the time is over or enough is done.

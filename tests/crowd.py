@@ -13,19 +13,19 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from itertools import count, cycle
 from multiprocessing.synchronize import Event, Semaphore
 from tempfile import mkdtemp
 from typing import Any
 
-from zoos import Call, Proceed, WrappedStore, opened, params, same
+from zoos import Call, Proceed, WrappedStore, params, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, NotFound, garbage
 from brainstore.storage import open_store
 
-OpenZoo = Callable[..., BrainManager]
+OpenZoo = Callable[[], BrainManager]
 Write = Callable[[dict[str, Any]], Any]
 
 ZOO, PARTNER = "zoo", "partner"
@@ -35,7 +35,7 @@ SEEDS = 40
 
 LARGE_LEAF = 2**18
 PAUSE_S = 0.05
-DOZE_S = 0.5
+DOZE_S = 0.3
 WEIGHTS = {
     "save": 18,
     "load": 30,
@@ -178,24 +178,28 @@ def _failed(error: BrainstoreError) -> dict[str, Any]:
     return {"outcome": outcome, "text": text}
 
 
+def open_place(task: dict[str, Any], which: str = ZOO) -> BrainManager:
+    """Open the zoo or its partner, with a cache of its own, through a store that may doze."""
+    url, options = task[which]
+    store, chance = open_store(url, options), random.Random(task["seed"])
+
+    def doze(call: Call, proceed: Proceed) -> Any:
+        # Between two steps, where others come in between, most is to be seen.
+        if chance.random() < task["doze"]:
+            time.sleep(chance.uniform(0, DOZE_S))
+        return proceed()
+
+    if task["doze"]:
+        store = WrappedStore(store, doze)
+    return BrainManager(store, cache=mkdtemp(dir=task["folder"]))
+
+
 def mix(task: dict[str, Any], write: Write) -> Generator[None]:
     """Do whatever chance tells."""
     import jax  # noqa: F401  # which a save imports, and which takes long
 
-    chance = random.Random(task["seed"])
-
-    def doze(call: Call, proceed: Proceed) -> Any:
-        result = proceed()
-        if call.step == "put intent" and chance.random() < task["doze"]:
-            time.sleep(DOZE_S)
-        return result
-
-    def open_zoo() -> BrainManager:
-        url, options = task[ZOO]
-        store = WrappedStore(open_store(url, options), doze)
-        return BrainManager(store, cache=mkdtemp(dir=task["folder"]))
-
-    member = Member(open_zoo, write, task["process"], tuple(task["names"]), task["seed"])
+    names = tuple(task["names"])
+    member = Member(lambda: open_place(task), write, task["process"], names, task["seed"])
     try:
         member.zoo.list_models()
         yield
@@ -207,7 +211,8 @@ def mix(task: dict[str, Any], write: Write) -> Generator[None]:
 
 def carry(task: dict[str, Any], write: Write) -> Generator[None]:
     """Push all that is new to the other zoo."""
-    with opened_places(task) as (zoo, partner):
+    with open_place(task) as zoo, open_place(task, PARTNER) as partner:
+        zoo.list_models()
         yield
         while True:
             report = zoo.push(partner)
@@ -218,29 +223,18 @@ def carry(task: dict[str, Any], write: Write) -> Generator[None]:
 
 def collect(task: dict[str, Any], write: Write) -> Generator[None]:
     """Collect garbage without any grace, beside everybody else's collections."""
-    with opened_places(task) as places:
+    with open_place(task) as zoo, open_place(task, PARTNER) as partner:
+        zoo.list_models()
         yield
-        for zoo in cycle((places[0], *places)):
+        for each in cycle((zoo, zoo, partner)):
             removed = given_up = 0
             with suppress(Conflict):
                 done = garbage.collect(
-                    zoo.zoo, dry_run=False, older_than_s=0, expiry_s=task["expiry_s"]
+                    each.zoo, dry_run=False, older_than_s=0, expiry_s=task["expiry_s"]
                 )
                 removed, given_up = len(done.blobs), len(done.intents)
             yield write({"removed": removed, "given_up": given_up})
             time.sleep(PAUSE_S)
-
-
-@contextmanager
-def opened_places(task: dict[str, Any]) -> Iterator[list[BrainManager]]:
-    """Give the zoo and its partner, connected, each with a cache of its own."""
-    with ExitStack() as stack:
-        places = []
-        for url, options in (task[ZOO], task[PARTNER]):
-            cache = mkdtemp(dir=task["folder"])
-            places.append(stack.enter_context(opened(open_store(url, options), cache=cache)))
-            places[-1].list_models()
-        yield places
 
 
 WORK = {work.__name__: work for work in (mix, carry, collect)}

@@ -176,13 +176,13 @@ def work(crowd: Crowd, works: list[str], *, kills: int = 0) -> Chronicle:
 
 
 def test_four_processes_at_everything_see_one_zoo(where: Where, tmp_path: Path) -> None:
-    crowd = Crowd(where, partner(tmp_path), tmp_path, 60, operations=24, doze=0.1)
+    crowd = Crowd(where, partner(tmp_path), tmp_path, 60, operations=24, doze=0.02)
     chronicle = work(crowd, ["mix", "mix", "carry", "collect"])
     assert chronicle.operations >= 2 * 24
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("expiry_s", "doze", "kills"), [(2.0, 0.0, 6), (0.0, 0.1, 0)])
+@pytest.mark.parametrize(("expiry_s", "doze", "kills"), [(2.0, 0.0, 6), (0.0, 0.05, 0)])
 def test_sixteen_processes_at_everything_see_one_zoo(
     where: Where,
     tmp_path: Path,

@@ -72,7 +72,7 @@ def behind(place: S3Place, proxy: FaultyProxy, **config: Any) -> dict[str, Any]:
 
 def checked(zoo: Zoo, *, repair: bool = False) -> list[Finding]:
     """Return what is wrong with a zoo in which nobody works."""
-    found = fsck(zoo, deep=True, repair=repair)
+    found = fsck(zoo, repair=repair)
     return [finding for finding in found if not finding.is_harmless]
 
 

@@ -39,6 +39,7 @@ from brainstore.storage.base import (
     Store,
     Token,
     pieces,
+    require_gettable,
     size_bytes,
 )
 from brainstore.storage.compare import Comparison
@@ -180,6 +181,7 @@ class S3Store(Store):
                 return None
             try:
                 async with field_of(reply, "Body") as stream:
+                    require_gettable(f"{self.url}/{key}", reply.get("ContentLength", 0))
                     return Object(await stream.read(), Token(field_of(reply, "ETag")))
             except FAILURES:
                 # botocore retries what comes before the body, not the body.
