@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from brainstore import settings
 from brainstore.address import Digest, blob_key
-from brainstore.cache import Cache, open_descriptor, with_descriptors
+from brainstore.cache import Cache, with_descriptors
 from brainstore.errors import AlreadyExists, BadParams, Corrupt, NotFound, StoreUnavailable
 from brainstore.storage.base import ABSENT, Body, Store
 from brainstore.threads import Budget, Threads
@@ -141,7 +141,7 @@ class Blobs:
             except AlreadyExists as error:
                 raise Corrupt(
                     f"blob {digest.short}… is in {self._store.url}, but not with its {size:,} "
-                    "bytes. Move it out of the way: brainstore fsck --deep --repair"
+                    "bytes. Move it out of the way: brainstore fsck --repair"
                 ) from error
         present.add(digest)
         return size
@@ -184,18 +184,9 @@ class Blobs:
         self._ranges.close(cancel=True)
 
     def _open_here(self, digest: Digest, size: int, owner: str, verify: bool) -> memoryview:
-        key = blob_key(digest)
-        path = self._store.path(key)
-        if path is None:
-            found = self._store.get(key)
-            view = None if found is None else memoryview(found.body)
-        else:
-            view = _map_path(path)
+        view = _view_here(self._store, blob_key(digest))
         if view is None:
-            raise NotFound(
-                f"blob {digest.short}… of {owner} is missing from {self._store.url}. "
-                "Run: brainstore fsck"
-            )
+            raise _gone(digest, owner, self._store.url)
         _check(view, digest, size, owner, self._store.url, verify)
         return view
 
@@ -314,8 +305,10 @@ class _Fetch:
         except Corrupt as error:
             raise Corrupt(
                 f"{self._store.url}: {error}, of {self._owner}. Nothing was kept. "
-                "Run: brainstore fsck --deep"
+                "Run: brainstore fsck"
             ) from error
+        except NotFound as error:
+            raise _gone(digest, self._owner, self._store.url) from error
         return _map(descriptor)
 
     @property
@@ -347,6 +340,12 @@ class _Fetch:
             raise next((each for each in problems if not isinstance(each, _Stopped)), problems[0])
 
 
+def _gone(digest: Digest, owner: str, where: str) -> NotFound:
+    return NotFound(
+        f"blob {digest.short}… of {owner} is missing from {where}. Run: brainstore fsck"
+    )
+
+
 def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
     view = memoryview(chunk)
     while view:
@@ -354,13 +353,17 @@ def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _map_path(path: Path) -> memoryview | None:
+def _view_here(store: Store, key: str) -> memoryview | None:
     try:
-        return _map(open_descriptor(path))
-    except FileNotFoundError:
+        descriptor = with_descriptors(lambda: store.open(key))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StoreUnavailable(f"{path}: cannot be read ({error.strerror})") from error
+        raise StoreUnavailable(f"{store.url}/{key}: cannot be read ({error.strerror})") from error
+    if descriptor is not None:
+        return _map(descriptor)
+    found = store.get(key)
+    return None if found is None else memoryview(found.body)
 
 
 def _map(descriptor: int) -> memoryview:
@@ -396,5 +399,5 @@ def _check(
         if found != digest:
             raise Corrupt(
                 f"blob {digest.short}… of {owner} hashes to {found.short}… "
-                f"({size:,} bytes, in {where}). Run: brainstore fsck --deep"
+                f"({size:,} bytes, in {where}). Run: brainstore fsck"
             )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_contract import LATER, Pieces
@@ -117,10 +118,10 @@ def test_a_write_whose_unfinished_name_cannot_be_removed_has_happened(
 def _open_for_reading_only(number: int) -> Callable[..., object]:
     real = os.open
 
-    def open_if_read(path: object, flags: int, *arguments: object) -> object:
+    def open_if_read(path: object, flags: int, *arguments: object, **keywords: Any) -> object:
         if flags & os.O_CREAT:
             raise OSError(number, os.strerror(number))
-        return real(path, flags, *arguments)
+        return real(path, flags, *arguments, **keywords)
 
     return open_if_read
 
@@ -137,7 +138,7 @@ def test_a_folder_without_permission_is_read_only(store: LocalStore) -> None:
 def test_a_file_we_may_not_read_is_unavailable(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "read_file", failing(errno.EACCES))
+    monkeypatch.setattr(disk, "open_below", failing(errno.EACCES))
     with pytest.raises(StoreUnavailable, match="who may read"):
         store.get(LATER)
 
@@ -303,12 +304,12 @@ def test_a_folder_that_vanishes_is_made_again(
 ) -> None:
     real, vanished = os.open, []
 
-    def open_too_late(path: Path, flags: int, *arguments: object) -> object:
+    def open_too_late(path: Path, flags: int, *arguments: object, **keywords: Any) -> object:
         if flags & os.O_CREAT and len(vanished) < 5:
             vanished.append(path)
             path.parent.rmdir()
             path.parent.parent.rmdir()
-        return real(path, flags, *arguments)
+        return real(path, flags, *arguments, **keywords)
 
     monkeypatch.setattr(os, "open", open_too_late)
     store.put("blobs/00/b", b"ours", expect=expect)
@@ -381,26 +382,6 @@ def test_no_key_leads_out_of_the_zoo(store: LocalStore, key: str) -> None:
             call()
 
 
-def test_nothing_is_written_through_a_link_that_leads_out(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    store.root.mkdir()
-    (store.root / "models").symlink_to(outside)
-    for expect in (ANYTHING, ABSENT):
-        with pytest.raises(ReadOnly, match="symbolic link"):
-            store.put("models/m", b"1", expect=expect)
-    assert list(outside.iterdir()) == []
-
-
-def test_a_zoo_may_itself_be_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "zoo").symlink_to(tmp_path / "real")
-    LocalStore(tmp_path / "zoo").put(LATER, b"1", expect=ABSENT)
-    assert (tmp_path / "real" / LATER).read_bytes() == b"1"
-
-
 def test_a_create_and_a_swap_of_one_key_do_not_both_win(store: LocalStore) -> None:
     token = store.put(LATER, b"before")
     with pytest.raises(AlreadyExists):
@@ -446,7 +427,7 @@ def test_leftovers_are_files_of_the_zoo_and_nothing_that_a_link_leads_to(
     (store.root / ".tmp-folder").mkdir()
     (store.root / ".tmp-folder" / ".tmp-1").write_bytes(b"1")
     assert list(store.leftovers()) == []
-    with pytest.raises(ReadOnly, match="leads out"):
+    with pytest.raises(Corrupt, match="symbolic link"):
         store.discard(Stat("models/.tmp-theirs", 1, 0.0))
     for key in (".tmp-link", ".tmp-folder", "blobs/.tmp-1\0"):
         with pytest.raises(BadReference):

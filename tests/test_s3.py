@@ -174,7 +174,7 @@ def test_a_refusal_that_may_hide_our_success_is_unknown_when_it_cannot_be_read_b
         proxy.is_down = True
 
     proxy.faults = [refuse_and_go_down]
-    with pytest.raises(StoreUnavailable, match="connection failed.*unknown") as caught:
+    with pytest.raises(StoreUnavailable, match=r"connection failed.*unknown") as caught:
         behind.put(LATER, b"ours", expect=expect)
     assert caught.value.outcome_unknown
     assert store.get(LATER).body == b"ours"

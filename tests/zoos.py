@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,9 @@ class WrappedStore(Store):
     def list(self, prefix: str) -> Iterator[Stat]:
         return iter(self._do("list", prefix, lambda: list(self.inner.list(prefix))))
 
+    def links(self) -> Sequence[str]:
+        return self.inner.links()
+
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))
 
@@ -106,6 +109,9 @@ class WrappedStore(Store):
 
     def path(self, key: str) -> Path | None:
         return self.inner.path(key)
+
+    def open(self, key: str) -> int | None:
+        return self.inner.open(key)
 
     def close(self) -> None:
         self.inner.close()
@@ -137,6 +143,17 @@ class CrashingStore(WrappedStore):
             if self.after:
                 proceed()
             raise Crash(f"{'after' if self.after else 'before'} {call}")
+
+
+def crash(inner: Store, work: Callable[[BrainManager], object], at: int, *, after: bool) -> bool:
+    """Do the work and stop the world at its `at`-th call; return whether it came so far."""
+    store = CrashingStore(inner, at, after=after)
+    manager = BrainManager(store)
+    with contextlib.suppress(Crash):
+        work(manager)
+        finish(manager)
+    manager.close()
+    return store.has_crashed
 
 
 def memory_copy(store: MemoryStore) -> MemoryStore:

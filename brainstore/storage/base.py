@@ -141,7 +141,15 @@ class Store(ABC):
 
         `prefix` is "" or ends with "/". Objects that come or go meanwhile may or may
         not be seen; all others are. Leftovers of unfinished writes are never shown.
+
+        Raises:
+            Corrupt: something stands there that may hide objects, such as a symbolic link;
+                all that can be seen was yielded before.
         """
+
+    def links(self) -> Sequence[str]:
+        """Return the keys at which a symbolic link stands; nothing behind one is read."""
+        return ()
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -191,6 +199,17 @@ class Store(ABC):
         """Return where the object lies as an ordinary file, if this store keeps files.
 
         The key "" is the folder of them all.
+        """
+        return None
+
+    def open(self, key: str) -> int | None:
+        """Return a descriptor of the object's file, open for reading; the caller closes it.
+
+        None if this store keeps no files.
+
+        Raises:
+            OSError: as it came: FileNotFoundError or NotADirectoryError if there is no object.
+            Corrupt: a link stands in its place, or on the way.
         """
         return None
 

@@ -12,18 +12,16 @@ import secrets
 import stat as file_type
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from brainstore.address import BLOBS_PREFIX
 from brainstore.errors import (
     AlreadyExists,
-    BrainstoreError,
     Conflict,
     Corrupt,
     NotFound,
-    ReadOnly,
     StoreUnavailable,
     Unsupported,
 )
@@ -39,6 +37,7 @@ from brainstore.storage.base import (
     Token,
     size_bytes,
 )
+from brainstore.storage.disk_errors import FULL, explanation
 
 try:
     import fcntl
@@ -47,8 +46,6 @@ except ImportError:  # Windows
 
 _ATTEMPTS = 16
 _LOCK_TIMEOUT_S = 60.0
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -72,7 +69,7 @@ class LocalStore(Store):
     def get(self, key: str) -> Object | None:
         with self._explained("read", key):
             try:
-                body = disk.read_file(self._file(key))
+                body = disk.read_file(disk.open_below(self.root, self._names(key)))
             except disk.ABSENT_ERRORS:
                 return None
         return Object(body, disk.token_of(body))
@@ -80,7 +77,8 @@ class LocalStore(Store):
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         with self._explained("read", key):
             try:
-                body = disk.read_range(self._file(key), start, stop)
+                descriptor = disk.open_below(self.root, self._names(key))
+                body = disk.read_range(descriptor, start, stop)
             except disk.ABSENT_ERRORS:
                 raise NotFound(f"{self.url} has no object {key}") from None
         if body is None:
@@ -102,30 +100,32 @@ class LocalStore(Store):
     def stat(self, key: str) -> Stat | None:
         with self._explained("read", key):
             try:
-                found = os.stat(self._file(key))
+                found = disk.stat_below(self.root, self._names(key))
             except disk.ABSENT_ERRORS:
                 return None
-        if not file_type.S_ISREG(found.st_mode):
-            return None
-        return Stat(key, found.st_size, found.st_mtime)
+        return _stat(key, found) if file_type.S_ISREG(found.st_mode) else None
 
     def settle(self, key: str) -> Stat | None:
         file = self._file(key)
         with self._explained("read", key):
             try:
-                descriptor = disk.open_file(file)
+                descriptor = disk.open_below(self.root, self._names(key))
             except disk.ABSENT_ERRORS:
                 return None
             try:
                 self._make_durable(key, file, descriptor)
+                return _stat(key, os.fstat(descriptor))
             finally:
                 os.close(descriptor)
-        return self.stat(key)
 
     def list(self, prefix: str) -> Iterator[Stat]:
-        folder = self._file(prefix.removesuffix("/")) if prefix else self.root
+        names = self._names(prefix.removesuffix("/")) if prefix else ()
         with self._explained("list", prefix):
-            yield from disk.walk(folder, prefix)
+            yield from disk.walk(self.root, names, prefix)
+
+    def links(self) -> Sequence[str]:
+        with self._explained("list", ""):
+            return disk.links_below(self.root)
 
     def delete(self, key: str) -> None:
         file = self._file(key)
@@ -174,15 +174,25 @@ class LocalStore(Store):
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
+    def open(self, key: str) -> int | None:
+        try:
+            return disk.open_below(self.root, self._names(key))
+        except disk.LinkFound as error:
+            what = f"Cannot read {key} in {self.url}"
+            raise explanation(error, what, is_write=False) from error
+
     def _file(self, key: str) -> Path:
-        segments = key.split("/")
+        return self.root.joinpath(*self._names(key))
+
+    def _names(self, key: str) -> tuple[str, ...]:
+        segments = tuple(key.split("/"))
         ill_formed = any(s in ("", ".", "..") for s in segments) or "\0" in key
         if ill_formed or any(s.startswith(disk.LEFTOVER_PREFIX) for s in segments):
             raise NotFound(
                 f"{key!r} is no key of {self.url}: expected names joined by '/', "
                 f"without '.', '..' and '{disk.LEFTOVER_PREFIX}…'"
             )
-        return self.root.joinpath(*segments)
+        return segments
 
     def _create(self, key: str, file: Path, body: bytes | Body) -> Token:
         for _ in range(_ATTEMPTS):
@@ -195,7 +205,7 @@ class LocalStore(Store):
     def _find_equal(self, key: str, file: Path, body: bytes | Body) -> Token | None:
         """Return the token when `body` is there, durably; None when nothing is there."""
         try:
-            descriptor = disk.open_file(file)
+            descriptor = disk.open_below(self.root, self._names(key))
         except FileNotFoundError:
             return None
         try:
@@ -249,7 +259,7 @@ class LocalStore(Store):
             )
         try:
             with self._locked(file.parent):
-                found = disk.token_of(disk.read_file(file))
+                found = disk.token_of(disk.read_file(disk.open_below(self.root, self._names(key))))
                 if found != expect:
                     raise Conflict(
                         f"{key} in {self.url} was changed by another writer: expected state "
@@ -316,17 +326,13 @@ class LocalStore(Store):
         self._durable.add(folder)
 
     def _refuse_to_leave(self, folder: Path) -> None:
-        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root)):
-            raise ReadOnly(
-                f"{folder} is a symbolic link that leads out of {self.url}; nothing is "
-                "written or removed through it. Make it an ordinary folder."
-            )
+        disk.require_no_links(self.root, folder.relative_to(self.root).parts)
 
     def _make_name_durable(self, key: str, folder: Path) -> None:
         try:
             disk.fsync_folder(folder)
         except OSError as error:
-            is_full = error.errno in _FULL
+            is_full = error.errno in FULL
             raise StoreUnavailable(
                 f"{key} is visible in {self.url} but may not survive a power cut: {folder} "
                 f"could not be synced: {'disk full' if is_full else 'the disk failed'} "
@@ -380,23 +386,13 @@ class LocalStore(Store):
         try:
             yield
         except OSError as error:
-            raise self._explanation(error, action, key) from error
+            what = f"Cannot {action} {key or 'the keys'} in {self.url}"
+            is_write = action in ("write", "delete")
+            raise explanation(error, what, is_write=is_write) from error
 
-    def _explanation(self, error: OSError, action: str, key: str) -> BrainstoreError:
-        where = f"Cannot {action} {key or 'the keys'} in {self.url}"
-        if error.errno in _FULL:
-            return StoreUnavailable(
-                f"{where}: disk full ({error.strerror}); nothing was stored. "
-                "Free some space, then try again"
-            )
-        if error.errno in _FORBIDDEN and action in ("write", "delete"):
-            return ReadOnly(
-                f"{where}: {error.strerror}. Check who may write there, and whether the disk "
-                "is mounted read-only."
-            )
-        if error.errno in _FORBIDDEN:
-            return StoreUnavailable(f"{where}: {error.strerror}. Check who may read there.")
-        return StoreUnavailable(f"{where}: {error.strerror or error}. Check the disk, try again.")
+
+def _stat(key: str, found: os.stat_result) -> Stat:
+    return Stat(key, found.st_size, found.st_mtime)
 
 
 def _lock_at_once(descriptor: int, folder: Path) -> None:

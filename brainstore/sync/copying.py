@@ -41,6 +41,29 @@ class _View:
             yield self.view[start : start + _CHUNK_BYTES]
 
 
+def send_blob(
+    source: Zoo,
+    target: Zoo,
+    digest: Digest,
+    size: int,
+    *,
+    owner: str,
+    present: set[Digest],
+    stop: threading.Event,
+) -> int:
+    """Make a blob of the source part of the target, verified; return how many bytes were sent.
+
+    To be called under an intent of the target that names it; `present` are those seen there
+    since. `owner` says in errors whose blob it is. Once `stop` is set, the call soon ends.
+
+    Raises:
+        NotFound, Corrupt: the source has not got it, or not with this size and digest; or
+            something else stands in its place at the target.
+    """
+    opened = source.blobs.open({digest: size}, owner=owner, hashed=[digest], stop=stop)
+    return target.blobs.put(_View(digest, opened[digest]), present, stop=stop)
+
+
 class Copying:
     """The versions of one sync on their way to the target."""
 
@@ -126,14 +149,12 @@ class Copying:
     def _send_one(
         self, digest: Digest, size: int, owner: str, present: set[Digest], stop: threading.Event
     ) -> str:
-        source, target = self._source.blobs, self._target.blobs
         try:
-            opened = source.open({digest: size}, owner=owner, hashed=[digest], stop=stop)
-            sent_bytes = target.put(_View(digest, opened[digest]), present, stop=stop)
+            sent_bytes = send_blob(
+                self._source, self._target, digest, size, owner=owner, present=present, stop=stop
+            )
         except (Corrupt, NotFound) as error:
             return str(error)
-        except AlreadyExists as error:
-            return f"damaged at the target: {error}. Run there: brainstore fsck --deep --repair"
         self._ledger.sent(digest, size, sent_bytes)
         return ""
 

@@ -71,7 +71,7 @@ def sync(
             much was done; run the same again to go on.
     """
     marker.require(source.store)
-    _refuse_same_place(source, target)
+    refuse_same_place(source, target)
     index = source.index()
     wants = wanted(source, refs, index, deleted=delete)
     there = _prepared(target, dry_run)
@@ -100,15 +100,16 @@ def sync(
     return ledger.report()
 
 
-def _refuse_same_place(source: Zoo, target: Zoo) -> None:
-    paths = [zoo.store.path(MARKER_KEY) for zoo in (source, target)]
+def refuse_same_place(source: Zoo, target: Zoo) -> None:
+    """Raise BadParams if both zoos are one."""
+    paths = [zoo.store.path("") for zoo in (source, target)]
     if None not in paths:
         same = os.path.realpath(str(paths[0])) == os.path.realpath(str(paths[1]))
     else:
         # Two servers may have buckets of the same name.
         same = source.url == target.url and _marker(source) == _marker(target)
     if same:
-        raise BadParams(f"sync: {source.url} is both source and target; name two zoos")
+        raise BadParams(f"{source.url} is both source and target; name two zoos")
 
 
 def _marker(zoo: Zoo) -> bytes | None:
