@@ -182,6 +182,9 @@ class LocalStore(Store):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
+    def access(self) -> dict[str, str]:
+        return {"identity": disk.user()}
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
