@@ -305,6 +305,11 @@ def damaged_key(digest: Digest) -> str:
     return f"{DAMAGED_PREFIX}{digest.hex}"
 
 
+def damaged_record_key(key: str, body: bytes) -> str:
+    """Return where a damaged record is kept that stood at `key`; other bytes lie elsewhere."""
+    return f"{DAMAGED_PREFIX}{key}~{Digest.of(body).hex[:16]}"
+
+
 def intent_key(ulid: str) -> str:
     return f"{INTENTS_PREFIX}{ulid}.json"
 

@@ -141,7 +141,7 @@ class Blobs:
             except AlreadyExists as error:
                 raise Corrupt(
                     f"blob {digest.short}… is in {self._store.url}, but not with its {size:,} "
-                    "bytes. Move it out of the way: brainstore fsck --deep --repair"
+                    "bytes. Move it out of the way: brainstore fsck --repair"
                 ) from error
         present.add(digest)
         return size
@@ -186,10 +186,7 @@ class Blobs:
     def _open_here(self, digest: Digest, size: int, owner: str, verify: bool) -> memoryview:
         view = _view_here(self._store, blob_key(digest))
         if view is None:
-            raise NotFound(
-                f"blob {digest.short}… of {owner} is missing from {self._store.url}. "
-                "Run: brainstore fsck"
-            )
+            raise _gone(digest, owner, self._store.url)
         _check(view, digest, size, owner, self._store.url, verify)
         return view
 
@@ -308,8 +305,10 @@ class _Fetch:
         except Corrupt as error:
             raise Corrupt(
                 f"{self._store.url}: {error}, of {self._owner}. Nothing was kept. "
-                "Run: brainstore fsck --deep"
+                "Run: brainstore fsck"
             ) from error
+        except NotFound as error:
+            raise _gone(digest, self._owner, self._store.url) from error
         return _map(descriptor)
 
     @property
@@ -339,6 +338,12 @@ class _Fetch:
         problems = [error for each in copies if (error := each.exception())]
         if problems:
             raise next((each for each in problems if not isinstance(each, _Stopped)), problems[0])
+
+
+def _gone(digest: Digest, owner: str, where: str) -> NotFound:
+    return NotFound(
+        f"blob {digest.short}… of {owner} is missing from {where}. Run: brainstore fsck"
+    )
 
 
 def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
@@ -394,5 +399,5 @@ def _check(
         if found != digest:
             raise Corrupt(
                 f"blob {digest.short}… of {owner} hashes to {found.short}… "
-                f"({size:,} bytes, in {where}). Run: brainstore fsck --deep"
+                f"({size:,} bytes, in {where}). Run: brainstore fsck"
             )

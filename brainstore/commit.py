@@ -88,20 +88,21 @@ class Committer:
         """
         with _told(name) as progress, self._blobs.upload(bodies) as upload:
             known, first = self._first_read(name)
+            progress.text = _NOTHING_VISIBLE
             sizes = upload.start(known.present)
             draft = msgspec.structs.replace(draft_of(), blobs=sizes)
             for _ in range(INTENTS_PER_SAVE):
                 draft = msgspec.structs.replace(draft, write_id=new_ulid())
-                known = self._prepare(draft, first, upload, known)
-                draft = msgspec.structs.replace(draft, new_bytes=upload.sent_bytes)
-                taken = self._take_number(draft, first, progress)
+                with self._removing_intent(draft.write_id, progress):
+                    known = self._prepare(draft, first, upload, known)
+                    draft = msgspec.structs.replace(draft, new_bytes=upload.sent_bytes)
+                    taken = self._take_number(draft, first, progress)
+                    if isinstance(taken, Version):
+                        manifest = msgspec.structs.replace(draft, version=taken.version)
+                        self.publish(taken, manifest)
                 if isinstance(taken, Version):
-                    manifest = msgspec.structs.replace(draft, version=taken.version)
-                    self.publish(taken, manifest)
-                    self._later(remove_intent, self._registry, draft.write_id)
                     self.tidy()
                     return taken, manifest
-                self._later(remove_intent, self._registry, draft.write_id)
                 first = self._number_after(name, taken)
             raise Conflict(
                 f"{name}: {INTENTS_PER_SAVE * NUMBERS_PER_INTENT} other writers won in a "
@@ -143,6 +144,17 @@ class Committer:
         with suppress(NoZoo):
             marker.require(self._store)
 
+    @contextmanager
+    def _removing_intent(self, write_id: str, progress: _Progress) -> Iterator[None]:
+        """Remove the intent afterwards; not if a version may have been committed unpublished."""
+        try:
+            yield
+        except Exception:
+            if progress.text == _NOTHING_VISIBLE:
+                self._later(remove_intent, self._registry, write_id)
+            raise
+        self._later(remove_intent, self._registry, write_id)
+
     def _number_after(self, name: Name, taken: int) -> int:
         """Return where to start again, having lost up to and including `taken`."""
         time.sleep(random.uniform(0, 0.05))
@@ -155,16 +167,11 @@ class Committer:
         """Store intent and blobs, in parallel; return what is known once both are there."""
         digests = set(draft.blobs)
         target = Target(name=draft.name, version=first)
-        try:
-            put_intent(self._registry, draft.write_id, [target], list(digests))
-            # Blobs may still be on their way: what is seen of them after this read counts
-            # as well as what was seen before it.
-            state = self._read_gc()
-            upload.wait()
-        except Exception:
-            # Nothing was committed under it.
-            self._later(remove_intent, self._registry, draft.write_id)
-            raise
+        put_intent(self._registry, draft.write_id, [target], list(digests))
+        # Blobs may still be on their way: what is seen of them after this read counts
+        # as well as what was seen before it.
+        state = self._read_gc()
+        upload.wait()
         if state == known.gc and state.state == "idle":
             return known
         settled = self._settled(digests, state)
@@ -182,7 +189,8 @@ class Committer:
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"{self._store.url}: a collection has been {state.state} for "
-                    f"{COLLECTION_WAIT_S:.0f} s and holds blobs of this save. Try again later"
+                    f"{COLLECTION_WAIT_S:.0f} s and holds blobs of this save. Try again later; "
+                    "should its process have died, finish it: brainstore gc --yes"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
@@ -264,6 +272,10 @@ class Committer:
         return GcState.decode(found.body, f"{self._store.url}/{GC_STATE_KEY}")
 
 
+_LEFT = "what it stored stays unseen, until `brainstore gc --yes` removes it, a day later"
+_NOTHING_VISIBLE = f"nothing was committed; {_LEFT}"
+
+
 class _Progress:
     def __init__(self) -> None:
         self.text = "nothing was committed"
@@ -273,7 +285,8 @@ class _Progress:
         """Inside, the commit is under way; after it, the text is as before or as set."""
         before = self.text
         self.text = (
-            f"it is not known whether {version} was committed; see: brainstore show {version}"
+            f"it is not known whether {version} was committed; see: brainstore show {version}. "
+            f"If it was not, {_LEFT}"
         )
         under_way = self.text
         try:

@@ -65,9 +65,9 @@ R = TypeVar("R")
 
 def _decode(body: bytes, kind: type[R] | Any, where: str) -> R:
     try:
-        found = msgspec.json.decode(body, type=_Format).format
+        found = _DECODERS[_Format].decode(body).format
         if found <= FORMAT:
-            record: R = msgspec.json.decode(body, type=kind, dec_hook=_from_text)
+            record: R = _DECODERS[kind].decode(body)
             _require_shallow(record.loose if isinstance(record, Record) else (), MAX_LEVELS)
             return record
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -95,6 +95,19 @@ def _require_shallow(values: Iterable[Any], levels: int) -> None:
 
 class _Format(msgspec.Struct):
     format: int
+
+
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+def prepare(*kinds: Any) -> None:
+    """Let these kinds of records be decoded; to be called where they are defined.
+
+    msgspec finds out what a class is made of when it is first used, and where two threads
+    do that at once the process crashes (0.22, 2026-11-24). A module is imported by one.
+    """
+    for kind in kinds:
+        _DECODERS[kind] = msgspec.json.Decoder(kind, dec_hook=_from_text)
 
 
 def _from_text(kind: type, text: Any) -> Any:
@@ -476,3 +489,6 @@ class Snapshot(Record, frozen=True, kw_only=True):
     @property
     def loose(self) -> Iterable[Any]:
         return self.models.values()
+
+
+prepare(_Format, Manifest | Tombstone, *Record.__subclasses__())

@@ -49,8 +49,7 @@ class Registry:
         costs no request: it is the right one, wherever it was read from.
         """
         if reference.version is None:
-            version = self.resolve(reference)
-            return version, self.manifest(version)
+            return self._followed(reference)
         if from_cache and reference.digest is not None and len(reference.digest) == 64:
             digest = Digest("blake3:" + reference.digest)
             version = Version(reference.name, reference.version, digest)
@@ -59,6 +58,18 @@ class Registry:
         version, manifest = self.by_number(reference.name, reference.version)
         require_digest(version, reference.digest)
         return version, manifest
+
+    def _followed(self, reference: Reference) -> tuple[Version, Manifest]:
+        """Return what a reference without a number names, also while that is being replaced."""
+        version = self.resolve(reference)
+        while True:
+            try:
+                return version, self.manifest(version)
+            except NotFound:
+                # Deleted since the pointer was read, which may lead elsewhere by now.
+                gone, version = version, self.resolve(reference)
+                if version == gone:
+                    raise
 
     def may_have(self, reference: Reference) -> bool:
         """False when nothing stands where `resolve` would look; costs one read, no index."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from storm import storm
 from zoos import params, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, NotFound
@@ -84,7 +85,7 @@ def watch(zoo: BrainManager, name: str, until: int) -> dict[str, Any]:
 
 
 WORK: dict[str, Callable[..., Any]] = {
-    work.__name__: work for work in (save, increment, chain, create, watch)
+    work.__name__: work for work in (save, increment, chain, create, watch, storm)
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from zoos import Call, Proceed, WrappedStore, opened, params, same
 
-from brainstore import BadParams, BrainManager, Corrupt, StoreUnavailable
+from brainstore import BadParams, BrainManager, Corrupt, NotFound, StoreUnavailable
 from brainstore.address import Digest, blob_key
 from brainstore.cache import ABANDONED_S, Cache
 from brainstore.settings import cache_folder, cache_max_bytes, parse_size
@@ -425,3 +425,12 @@ def test_a_cache_of_somebody_else_is_named_with_a_way_out(far: Far, tmp_path: Pa
     (tmp_path / "theirs").mkdir(mode=0o555)
     with pytest.raises(ReadOnly, match="BRAINSTORE_CACHE"):
         far.open(Cache(tmp_path / "theirs")).load("ppo", as_numpy=True)
+
+
+def test_a_blob_that_is_gone_from_the_store_is_told_with_its_version(far: Far) -> None:
+    zoo = far.open()
+    zoo.save("ppo", params(1))
+    (digest,) = zoo.manifest("ppo").blobs
+    far.store.delete(blob_key(digest))
+    with pytest.raises(NotFound, match=rf"blob {digest.short}… of ppo:1 is missing from .* fsck"):
+        zoo.load("ppo", as_numpy=True)

@@ -103,7 +103,7 @@ def assert_true(store: WrappedStore, saved: dict[str, int], **options: Any) -> N
     assert found.problems == []
     assert set(saved) == {full_name(*key) for key in (*found.live, *found.deleted)}
     with opened(store, **options) as zoo:
-        assert [finding for finding in fsck(zoo.zoo, deep=True) if not finding.is_harmless] == []
+        assert [finding for finding in fsck(zoo.zoo) if not finding.is_harmless] == []
         assert set(zoo.list_models()) == {full_name(*key) for key in found.live}
         for name, number in found.live:
             highest = max(other for owner, other in found.live if owner == name)

@@ -754,3 +754,27 @@ def test_a_deletion_steps_back_from_an_alias_set_meanwhile(step: str, after: boo
     assert deleted != bool(moved)
     _, live = latest_and_live(store)
     assert (1 in live) == bool(moved)
+
+
+@pytest.mark.parametrize("ref", ["ppo", "ppo:prod"])
+def test_a_load_follows_a_pointer_whose_version_is_deleted_meanwhile(ref: str) -> None:
+    store = three_versions()
+    with opened(store) as zoo:
+        zoo.alias("ppo:3", "prod")
+
+    def replace(other: BrainManager) -> None:
+        other.save("ppo", params(4), aliases="prod")
+        other.delete("ppo:3")
+
+    with opened(interleaved(store, "get pointer", replace, after=True)) as zoo:
+        tree, meta = zoo.load(ref, as_numpy=True)
+    assert meta.version == 4
+    assert same(tree, params(4))
+
+
+def test_a_load_of_latest_falls_back_with_it_when_the_newest_is_deleted_meanwhile() -> None:
+    store = interleaved(
+        three_versions(), "get pointer", lambda other: other.delete("ppo:3"), after=True
+    )
+    with opened(store) as zoo:
+        assert zoo.load("ppo", as_numpy=True)[1].version == 2

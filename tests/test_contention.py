@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chronicle import NAMES, Chronicle, Crowd, fences
 from conftest import S3Place
 from contender import compete
+from crowd import tree_of
+from linearizable import problems
 from zoos import params, read_raw, same
 
-from brainstore import BrainManager
+from brainstore import BrainManager, NotFound
 from brainstore.cache import Cache
+from brainstore.fsck import Finding, fsck
 from brainstore.storage import open_store
 
 Where = tuple[str, dict[str, Any]]
@@ -106,3 +111,94 @@ def test_processes_that_create_the_same_zoo_at_once_share_it(where: Where, tmp_p
     assert read_raw(store).problems == []
     assert list(store.list("probe/")) == []
     store.close()
+
+
+def harmful(zoo: BrainManager, *, repair: bool = False) -> list[Finding]:
+    """Return what is wrong with the zoo, every blob hashed."""
+    found = fsck(zoo.zoo, repair=repair)
+    return [each for each in found if not (each.is_harmless or each.repaired)]
+
+
+def beside(where: Where, folder: str) -> Where:
+    return f"{where[0]}-{folder}", where[1]
+
+
+def assert_mended(where: Where, tmp_path: Path) -> None:
+    """What killed processes have left half done is finished by repeating it, or by a repair."""
+    with manager(where, tmp_path) as zoo:
+        for name in NAMES:
+            for alias, number in zoo.aliases(name).items():
+                if alias != "latest" and zoo.zoo.registry.versions.live(name, number) is None:
+                    with pytest.raises(NotFound):
+                        zoo.delete(f"{name}:{number}", force=True)
+        assert harmful(zoo, repair=True) == []
+
+
+def assert_synced(where: Where, partner: Where, tmp_path: Path) -> None:
+    """A last sync has nothing to complain of, and both zoos have the same bytes."""
+    with manager(where, tmp_path) as zoo, manager(partner, tmp_path) as other:
+        report = zoo.push(other)
+        assert report.conflicts + report.failed == []
+        assert set(zoo.list_models()) <= set(other.list_models())
+        for full_name in other.list_models():
+            found = other.resolve(full_name)
+            stored = zoo.zoo.registry.versions.stored(found.name, found.version)
+            assert stored.digest == found.digest
+            tree, meta = other.load(full_name, as_numpy=True)
+            assert same(tree, tree_of(meta.config["seed"]))
+        assert harmful(other) == []
+
+
+def assert_explained(crowd: Crowd, *, kills: int) -> Chronicle:
+    """All that the processes saw is explained, nothing is lost, and the zoo is whole."""
+    store = open_store(*crowd.zoo)
+    chronicle = Chronicle.of(crowd.folder, store)
+    assert chronicle.surprises == []
+    closed = fences(store)
+    for name, history in chronicle.histories.items():
+        assert problems(history, closed[name]) == []
+    if kills:
+        assert_mended(crowd.zoo, crowd.folder)
+    with manager(crowd.zoo, crowd.folder) as zoo:
+        assert harmful(zoo) == []
+    assert read_raw(store).problems == []
+    store.close()
+    assert_synced(crowd.zoo, crowd.partner, crowd.folder)
+    return chronicle
+
+
+def work(crowd: Crowd, works: list[str], *, kills: int = 0) -> Chronicle:
+    for place in (crowd.zoo, crowd.partner):
+        with manager(place, crowd.folder) as zoo:
+            zoo.init()
+    crowd.run(works, kills)
+    crowd.look()
+    return assert_explained(crowd, kills=kills)
+
+
+def test_four_processes_at_everything_see_one_zoo(where: Where, tmp_path: Path) -> None:
+    crowd = Crowd(where, beside(where, "partner"), tmp_path, seconds=60, operations=24)
+    chronicle = work(crowd, ["mix", "mix", "carry", "collect"])
+    assert chronicle.operations >= 2 * 24
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("expiry_s", "kills"), [(2.0, 6), (0.0, 0)])
+def test_sixteen_processes_at_everything_see_one_zoo(
+    where: Where,
+    tmp_path: Path,
+    soak_s: float,
+    tally: Callable[..., None],
+    expiry_s: float,
+    kills: int,
+) -> None:
+    crowd = Crowd(where, beside(where, "partner"), tmp_path, seconds=soak_s / 2, expiry_s=expiry_s)
+    chronicle = work(crowd, ["mix"] * 12 + ["collect", "carry"] * 2, kills=kills)
+    place = "in a bucket" if where[1] else "on disk"
+    tally(
+        f"16 processes {place}",
+        cases=len(chronicle.histories),
+        operations=chronicle.operations,
+        kills=kills,
+        lost=0,
+    )

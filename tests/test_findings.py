@@ -49,7 +49,7 @@ def test_a_blob_that_fsck_moved_aside_is_stored_again_by_a_running_process(
     path.chmod(0o644)
     body = path.read_bytes()
     path.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
-    fsck(BrainManager(zoo.storage_dir).zoo, deep=True, repair=True)
+    fsck(BrainManager(zoo.storage_dir).zoo, repair=True)
     assert not path.exists()
     zoo.save("a", params(1))
     assert zoo.load("a:2", as_numpy=True)[0]["w"].tolist() == [1, 1, 1, 1]

@@ -121,19 +121,19 @@ def test_a_healthy_zoo_has_no_findings_after_all_kinds_of_operations(
     zoo.undelete("ppo:1")
     zoo.delete("ppo:1")
     assert fsck(zoo.zoo) == []
-    assert fsck(zoo.zoo, deep=True, repair=True) == []
-    assert fsck(zoo.zoo, name="ppo", deep=True) == []
+    assert fsck(zoo.zoo, repair=True) == []
+    assert fsck(zoo.zoo, name="ppo") == []
     with BrainManager(tmp_path / "copy") as copy:
         zoo.push(copy, aliases=True)
-        assert fsck(copy.zoo, deep=True) == []
+        assert fsck(copy.zoo) == []
 
 
 def test_an_empty_zoo_is_healthy_and_an_empty_place_is_none(place: Any) -> None:
     with BrainManager(place) as zoo:
-        assert check(zoo, deep=True, repair=True) == {"marker": "brainstore.json"}
+        assert check(zoo, repair=True) == {"marker": "brainstore.json"}
         assert list(zoo.zoo.store.list("")) == []
         zoo.init()
-        assert fsck(zoo.zoo, deep=True) == []
+        assert fsck(zoo.zoo) == []
 
 
 def test_fsck_of_a_model_that_is_not_there_says_so(zoo: BrainManager) -> None:
@@ -145,11 +145,11 @@ def test_fsck_of_a_model_that_is_not_there_says_so(zoo: BrainManager) -> None:
 def test_a_damaged_manifest_is_found(zoo: BrainManager, content: bytes) -> None:
     key = manifest_key(PPO, 1)
     overwrite(zoo, key, content)
-    assert check(zoo, deep=True) == {"manifest": key}
+    assert check(zoo) == {"manifest": key}
     assert check(zoo, name="ppo") == {"manifest": key}
     (finding,) = fsck(zoo.zoo, repair=True)
     assert not finding.repaired
-    assert "pull OTHER_ZOO ppo:1" in finding.text
+    assert "fsck --repair --from OTHER_ZOO" in finding.text
     assert body(zoo, key) == content
 
 
@@ -195,19 +195,19 @@ def test_a_hostile_manifest_cannot_name_other_keys(zoo: BrainManager, name: str)
     edit(zoo, manifest_key(PPO, 1), name=name)
     watched = WrappedStore(zoo.zoo.store)
     with BrainManager(watched) as again:
-        assert check(again, deep=True, repair=True) == {"manifest": manifest_key(PPO, 1)}
+        assert check(again, repair=True) == {"manifest": manifest_key(PPO, 1)}
     assert not [call for call in watched.calls if ".." in call.key or "passwd" in call.key]
 
 
 def test_a_hostile_blob_name_or_size_in_a_manifest_is_found(zoo: BrainManager) -> None:
     edit(zoo, manifest_key(PPO, 1), blobs={"blake3:../../x": 1})
-    assert check(zoo, deep=True) == {"manifest": manifest_key(PPO, 1)}
+    assert check(zoo) == {"manifest": manifest_key(PPO, 1)}
 
 
 def test_a_leaf_in_a_blob_that_is_not_listed_is_found(zoo: BrainManager) -> None:
     edit(zoo, manifest_key(PPO, 1), blobs={})
     found = fsck(zoo.zoo)
-    assert {each.kind for each in found} == {"manifest", "index"}
+    assert {each.kind for each in found if each.is_damage} == {"manifest", "index"}
     assert "not listed" in found[0].text
 
 
@@ -220,7 +220,7 @@ def test_a_tombstone_that_keeps_another_manifest_is_found(zoo: BrainManager) -> 
 def test_a_missing_blob_is_found_with_what_needs_it(zoo: BrainManager) -> None:
     digest = a_blob(zoo, "ppo:3")
     zoo.zoo.store.delete(blob_key(digest))
-    (finding,) = fsck(zoo.zoo, deep=True, repair=True)
+    (finding,) = fsck(zoo.zoo, repair=True)
     assert (finding.kind, finding.where) == ("blob-missing", blob_key(digest))
     assert "needed by ppo:3" in finding.text
     assert not finding.repaired
@@ -232,7 +232,7 @@ def test_a_blob_of_a_deleted_version_may_be_gone(zoo: BrainManager) -> None:
     digest = a_blob(zoo, "ppo:3")
     zoo.delete("ppo:3")
     zoo.zoo.store.delete(blob_key(digest))
-    assert fsck(zoo.zoo, deep=True) == []
+    assert fsck(zoo.zoo) == []
 
 
 def flip(zoo: BrainManager, digest: Digest, at: int = -1) -> None:
@@ -245,26 +245,27 @@ def flip(zoo: BrainManager, digest: Digest, at: int = -1) -> None:
 def test_a_flipped_byte_is_found_when_all_is_read(zoo: BrainManager, at: int) -> None:
     digest = a_blob(zoo, "ppo:2")
     flip(zoo, digest, at)
-    assert fsck(zoo.zoo) == []
-    (finding,) = fsck(zoo.zoo, deep=True)
+    assert fsck(zoo.zoo, quick=True) == []
+    (finding,) = fsck(zoo.zoo)
     assert (finding.kind, finding.where) == ("blob-damaged", blob_key(digest))
     assert "breaks ppo:2" in finding.text
-    assert [each.kind for each in fsck(zoo.zoo, name="ppo", deep=True)] == ["blob-damaged"]
-    assert fsck(zoo.zoo, name="other", deep=True) == []
+    assert [each.kind for each in fsck(zoo.zoo, name="ppo")] == ["blob-damaged"]
+    assert fsck(zoo.zoo, name="other") == []
 
 
 def test_a_damaged_blob_is_moved_aside_so_that_a_save_stores_it_again(zoo: BrainManager) -> None:
     digest = a_blob(zoo, "ppo:2")
     flip(zoo, digest)
     damaged = body(zoo, blob_key(digest))
-    (finding,) = fsck(zoo.zoo, deep=True, repair=True)
-    assert finding.repaired
-    assert "pull OTHER_ZOO ppo:2" in finding.text
+    moved, missing = fsck(zoo.zoo, repair=True)
+    assert (moved.kind, moved.repaired) == ("blob-damaged", True)
+    assert (missing.kind, missing.is_damage) == ("blob-missing", True)
+    assert "fsck --repair --from OTHER_ZOO" in missing.text
     assert body(zoo, damaged_key(digest)) == damaged
     assert check(zoo) == {"blob-missing": blob_key(digest), "stray": damaged_key(digest)}
     with BrainManager(zoo.zoo.store) as again:
         again.save("ppo", params(2))
-    assert check(zoo, deep=True) == {"stray": damaged_key(digest)}
+    assert check(zoo) == {"stray": damaged_key(digest)}
 
 
 def test_a_repair_that_dies_leaves_no_writer_that_relies_on_what_is_gone() -> None:
@@ -286,7 +287,7 @@ def test_a_repair_that_dies_leaves_no_writer_that_relies_on_what_is_gone() -> No
             return result
 
         with pytest.raises(Crash), opened(WrappedStore(inner, die)) as repairer:
-            fsck(repairer.zoo, deep=True, repair=True)
+            fsck(repairer.zoo, repair=True)
         assert inner.get(blob_key(digest)) is None
         writer.save("ppo", params(1))
         assert same(writer.load("ppo:2", as_numpy=True, verify=True)[0], params(1))
@@ -296,30 +297,27 @@ def test_a_damaged_blob_comes_back_from_another_zoo(zoo: BrainManager, tmp_path:
     with BrainManager(tmp_path / "copy") as copy:
         zoo.push(copy)
         flip(zoo, a_blob(zoo, "ppo:2"))
-        fsck(zoo.zoo, deep=True, repair=True)
+        fsck(zoo.zoo, repair=True)
         with pytest.raises(NotFound, match="missing"):
             zoo.load("ppo:2", as_numpy=True)
         zoo.pull(copy, ["ppo:2"])
         zoo.load("ppo:2", as_numpy=True)
-        assert [each for each in fsck(zoo.zoo, deep=True) if not each.is_harmless] == []
+        assert [each for each in fsck(zoo.zoo) if not each.is_harmless] == []
 
 
 def test_a_truncated_blob_is_found_by_its_size(zoo: BrainManager) -> None:
     digest = a_blob(zoo, "ppo:2")
     overwrite(zoo, blob_key(digest), body(zoo, blob_key(digest))[:-1])
-    assert check(zoo) == {"blob-size": blob_key(digest)}
-    assert check(zoo, deep=True) == {
-        "blob-size": blob_key(digest),
-        "blob-damaged": blob_key(digest),
-    }
+    assert check(zoo, quick=True) == {"blob-size": blob_key(digest)}
+    assert check(zoo) == {"blob-damaged": blob_key(digest)}
 
 
 def test_a_damaged_blob_that_nobody_needs_is_found_too(zoo: BrainManager) -> None:
     key = blob_key(Digest.of(b"something else"))
     zoo.zoo.store.put(key, b"", expect=ABSENT)
-    (finding,) = fsck(zoo.zoo, deep=True)
-    assert finding.where == key
-    assert "No version needs it" in finding.text
+    orphan, damaged = fsck(zoo.zoo)
+    assert (orphan.kind, damaged.kind, damaged.where) == ("orphan", "blob-damaged", key)
+    assert "No version needs it" in damaged.text
 
 
 @pytest.mark.parametrize(
@@ -333,7 +331,7 @@ def test_a_manifest_that_tells_another_form_than_the_blob_has_is_found(
     leaf = next(leaf for leaf in groups["params"]["leaves"] if leaf["shape"] != [2])
     leaf[field] = value
     edit(zoo, key, groups=groups)
-    assert "leaf" in {each.kind for each in fsck(zoo.zoo, deep=True)}
+    assert "leaf" in {each.kind for each in fsck(zoo.zoo)}
 
 
 def test_a_pointer_to_nothing_is_found_and_latest_is_mended(zoo: BrainManager) -> None:
@@ -474,7 +472,7 @@ def test_a_lost_marker_or_collector_state_is_created_again(zoo: BrainManager, ke
 def test_a_zoo_of_a_newer_format_is_left_alone(zoo: BrainManager) -> None:
     edit(zoo, "brainstore.json", format=2)
     before = objects(zoo)
-    assert check(zoo, deep=True, repair=True) == {"newer": "brainstore.json"}
+    assert check(zoo, repair=True) == {"newer": "brainstore.json"}
     assert objects(zoo) == before
 
 
@@ -494,7 +492,7 @@ def test_strays_are_told_mildly_and_kept(zoo: BrainManager) -> None:
     for key in strays:
         zoo.zoo.store.put(key, b"?")
     zoo.add_report("ppo:1", {"station": "s3"})
-    found = fsck(zoo.zoo, deep=True, repair=True)
+    found = fsck(zoo.zoo, repair=True)
     assert sorted(each.where for each in found) == sorted(strays)
     assert all(each.is_harmless and not each.repaired for each in found)
     assert zoo.zoo.store.get("README.md") is not None
@@ -508,13 +506,6 @@ def test_a_file_whose_name_is_no_text_is_told_as_text(tmp_path: Path) -> None:
         assert [finding.where for finding in fsck(zoo.zoo)] == ["\\udcff"]
 
 
-def test_unfinished_files_are_invisible(tmp_path: Path) -> None:
-    with BrainManager(tmp_path) as zoo:
-        zoo.save("ppo", params(1))
-        (tmp_path / "blobs" / ".tmp-1-x").write_bytes(b"half")
-        assert fsck(zoo.zoo, deep=True) == []
-
-
 def test_an_intent_of_a_day_ago_is_told_mildly(tmp_path: Path) -> None:
     with BrainManager(tmp_path) as zoo:
         zoo.save("ppo", params(1))
@@ -524,10 +515,9 @@ def test_an_intent_of_a_day_ago_is_told_mildly(tmp_path: Path) -> None:
         two_days_ago = time.time() - 2 * 24 * 3600
         os.utime(intent, (two_days_ago, two_days_ago))
         (finding,) = fsck(zoo.zoo)
-        assert finding.kind == "intent"
+        assert finding.kind == "intent-expired"
         assert "ppo:2 died 48 h ago" in finding.text
-        (tmp_path / "intents" / "junk.json").write_bytes(b"junk")
-        assert [each.kind for each in fsck(zoo.zoo)] == ["intent", "intent"]
+        assert finding.is_harmless
 
 
 def test_all_damage_is_found_in_one_go(zoo: BrainManager) -> None:
@@ -537,7 +527,7 @@ def test_all_damage_is_found_in_one_go(zoo: BrainManager) -> None:
     zoo.zoo.store.delete("registry.json")
     zoo.zoo.store.delete("gc/state.json")
     edit(zoo, pointer_key(Name("other"), LATEST), version=5)
-    kinds = [each.kind for each in fsck(zoo.zoo, deep=True)]
+    kinds = [each.kind for each in fsck(zoo.zoo)]
     assert sorted(kinds) == [
         "blob-damaged", "blob-missing", "gc", "index", "manifest", "pointer",
     ]  # fmt: skip
@@ -578,7 +568,7 @@ def test_a_repair_while_others_save_loses_nothing(place: Any, zoo: BrainManager)
             each.result()
     with BrainManager(place) as fresh:
         assert names <= set(fresh.list_models())
-        assert fsck(fresh.zoo, deep=True) == []
+        assert fsck(fresh.zoo) == []
 
 
 def test_a_busy_zoo_has_no_findings(place: Any, zoo: BrainManager) -> None:
@@ -591,11 +581,11 @@ def test_a_busy_zoo_has_no_findings(place: Any, zoo: BrainManager) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         working = [pool.submit(work, seed) for seed in range(3)]
-        found = [fsck(zoo.zoo, deep=True) for _ in range(4)]
+        found = [fsck(zoo.zoo) for _ in range(4)]
         for each in working:
             each.result()
     assert [each for findings in found for each in findings if not each.is_harmless] == []
-    assert fsck(zoo.zoo, deep=True) == []
+    assert fsck(zoo.zoo) == []
 
 
 def test_memory_is_bounded_by_ranges_not_by_blobs(tmp_path: Path) -> None:
@@ -603,7 +593,7 @@ def test_memory_is_bounded_by_ranges_not_by_blobs(tmp_path: Path) -> None:
         zoo.save("large", {"w": np.arange(6_000_000, dtype=np.float32)})
         watched = WrappedStore(zoo.zoo.store)
         with BrainManager(watched) as again:
-            assert fsck(again.zoo, deep=True) == []
+            assert fsck(again.zoo) == []
         assert watched.steps("get_range").count("get_range blob") == 3
         assert "get blob" not in watched.steps()
 
@@ -614,15 +604,16 @@ def test_a_bucket_is_checked_and_mended_alike(s3_place: S3Place) -> None:
             zoo.save("ppo", params(seed))
         zoo.alias("ppo:1", "prod")
         finish(zoo)
-        assert fsck(zoo.zoo, deep=True) == []
+        assert fsck(zoo.zoo) == []
         store: Store = zoo.zoo.store
         digest = a_blob(zoo, "ppo:1")
         flip(zoo, digest)
         store.delete("registry.json")
         edit(zoo, pointer_key(PPO, LATEST), version=9)
-        found = fsck(zoo.zoo, deep=True, repair=True)
-        assert sorted(each.kind for each in found) == ["blob-damaged", "index", "pointer"]
-        assert all(each.repaired for each in found)
+        found = fsck(zoo.zoo, repair=True)
+        assert {each.kind: each.repaired for each in found} == {
+            "blob-damaged": True, "blob-missing": False, "index": True, "pointer": True,
+        }  # fmt: skip
         assert body(zoo, damaged_key(digest))
         zoo.zoo.registry.pointers.forget_latest(PPO)
         assert check(zoo) == {"blob-missing": blob_key(digest), "stray": damaged_key(digest)}

@@ -70,7 +70,7 @@ def target_of(ref: str) -> Any:
 
 
 def findings(zoo: BrainManager, *, repair: bool = False) -> Any:
-    return fsck(zoo.zoo, deep=True, repair=repair)
+    return fsck(zoo.zoo, repair=repair)
 
 
 Use = Callable[[BrainManager], Any]

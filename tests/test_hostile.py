@@ -68,7 +68,7 @@ def test_an_intent_under_a_key_of_nobody_is_neither_read_nor_followed(tmp_path: 
         finish(zoo)
         inner.put("intents/../../../../planted.json", b"theirs")
         kinds = {(each.kind, each.where) for each in fsck(zoo.zoo)}
-        assert ("intent", "intents/../../../../planted.json") in kinds
+        assert ("stray", "intents/../../../../planted.json") in kinds
         assert finish_abandoned(zoo.zoo.registry, older_than_s=-1) == []
     assert not list(tmp_path.rglob("planted.json"))
 
@@ -120,5 +120,5 @@ def test_what_is_no_ordinary_file_is_not_there(tmp_path: Path) -> None:
             zoo.load("ppo")
         with pytest.raises(Corrupt, match="is missing"):
             zoo.list_models()
-        kinds = {finding.kind for finding in fsck(zoo.zoo, deep=True)}
+        kinds = {finding.kind for finding in fsck(zoo.zoo)}
         assert {"index", "blob-missing"} <= kinds

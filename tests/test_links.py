@@ -17,6 +17,7 @@ from zoos import finish, opened, params, same
 from brainstore import BrainManager, BrainstoreError, Corrupt
 from brainstore.fsck import check, fsck
 from brainstore.fsck.survey import Finding
+from brainstore.records import Intent
 from brainstore.storage import disk
 from brainstore.storage.base import ABSENT, ANYTHING
 from brainstore.storage.local import LocalStore
@@ -50,7 +51,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         zoo.alias("x:1", "candidate")
     (folder / "damaged").mkdir()
     (folder / "intents").mkdir(exist_ok=True)
-    (folder / "intents" / "01JDE5ZZZZZZZZZZZZZZZZZZZZ.json").write_bytes(b"{}")
+    write_id = "01JDE5ZZZZZZZZZZZZZZZZZZZZ"
+    intent = Intent(write_id=write_id, created_at="", by="ada", targets=(), digests=())
+    (folder / "intents" / f"{write_id}.json").write_bytes(intent.encode())
     return folder
 
 
@@ -73,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 def findings(zoo: BrainManager, *, repair: bool = False) -> list[Finding]:
-    return fsck(zoo.zoo, deep=True, repair=repair)
+    return fsck(zoo.zoo, repair=repair)
 
 
 USES: list[Callable[[BrainManager], object]] = [

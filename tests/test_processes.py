@@ -217,3 +217,37 @@ def test_more_large_arrays_than_open_files_are_allowed_can_be_fetched(tmp_path: 
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 400:
         pytest.skip("the hard limit of open files is too low here")
     assert run(FEW_DESCRIPTORS, tmp_path) == "120\n"
+
+
+FIRST_RECORDS = """
+    import os, sys, threading
+    from brainstore.records import decode_version
+
+    def first_of_many(body):
+        sys.setswitchinterval(1e-6)
+        start = threading.Barrier(8)
+
+        def read():
+            start.wait()
+            decode_version(body, "here")
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    body = open(sys.argv[1], "rb").read()
+    for _ in range(40):
+        child = os.fork()
+        if child == 0:
+            first_of_many(body)
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+def test_the_first_records_of_a_process_may_be_read_by_several_threads_at_once() -> None:
+    golden = TESTS / "golden" / "records" / "manifest.json"
+    assert set(run(FIRST_RECORDS, golden).split()) == {"0"}

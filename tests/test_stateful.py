@@ -43,7 +43,7 @@ Job = Callable[[BrainManager], Any]
 
 
 def findings(zoo: BrainManager) -> list[Any]:
-    found = fsck(zoo.zoo, deep=True, repair=True)
+    found = fsck(zoo.zoo, repair=True)
     return [each for each in found if not (each.is_harmless or each.repaired)]
 
 

@@ -87,7 +87,7 @@ def test_everything_is_copied_byte_for_byte(source: BrainManager, target: BrainM
     assert target.get_latest("base") == "base_v2"
     loaded, _ = target.load("base", as_numpy=True)
     np.testing.assert_array_equal(loaded["dense"]["kernel"], params(4)["dense"]["kernel"])
-    assert fsck(target.zoo, deep=True) == []
+    assert fsck(target.zoo) == []
 
 
 def test_a_second_sync_finds_everything_present(source: BrainManager, target: BrainManager) -> None:
@@ -253,7 +253,7 @@ def test_a_sync_that_died_goes_on_with_what_is_missing(source: BrainManager) -> 
     with BrainManager(watched) as target:
         assert len(copy(source, target).copied) == 6
         assert len(blob_puts(watched)) == 6 - there
-        assert fsck(target.zoo, deep=True) == []
+        assert fsck(target.zoo) == []
 
 
 def failing_after_blobs(count: int) -> Any:
@@ -291,7 +291,7 @@ def test_a_sync_killed_at_any_call_is_finished_by_the_next(after: bool) -> None:
                 target.load(full_name, as_numpy=True)
             copy(source, target)
             assert target.list_models() == source.list_models()
-            found = [each for each in fsck(target.zoo, deep=True) if not each.is_harmless]
+            found = [each for each in fsck(target.zoo) if not each.is_harmless]
             assert found == [], f"killed at call {at}"
         at += 7 if at > 40 else 1
     assert at > 20
@@ -347,7 +347,7 @@ def test_a_number_that_a_collection_closed_is_taken(
     assert fsck(target.zoo) == []
     assert statuses(copy(source, target)) == {"ppo:1": "copied"}
     assert target.list_models() == ["ppo_v1"]
-    assert fsck(target.zoo, deep=True) == []
+    assert fsck(target.zoo) == []
 
 
 def test_a_fence_that_appears_meanwhile_needs_a_new_intent(source: BrainManager) -> None:
@@ -460,7 +460,7 @@ def test_a_damaged_blob_of_the_source_is_refused_and_the_others_travel(
     assert statuses(report) == {"bad:1": "failed", "good:1": "copied"}
     assert "hashes to" in report.failed[0].detail
     assert key not in keys(target.zoo.store)
-    assert fsck(target.zoo, deep=True) == []
+    assert fsck(target.zoo) == []
 
 
 def test_a_damaged_manifest_of_the_source_is_told_and_the_others_travel(
@@ -481,7 +481,7 @@ def test_a_pull_by_reference_mends_a_zoo_that_lost_a_blob(
     target.zoo.store.delete(f"blobs/{digest.hex[:2]}/{digest.hex}")
     assert [finding.kind for finding in fsck(target.zoo)] == ["blob-missing"]
     assert statuses(target.pull(source, ["base:1"])) == {"base:1": "present"}
-    assert fsck(target.zoo, deep=True) == []
+    assert fsck(target.zoo) == []
 
 
 def test_two_syncs_into_one_target_at_once_agree(
@@ -501,7 +501,7 @@ def test_two_syncs_into_one_target_at_once_agree(
         assert set(statuses(report).values()) <= {"copied", "present"}
     with BrainManager(stores[1]) as target:
         assert target.list_models() == source.list_models()
-        assert fsck(target.zoo, deep=True) == []
+        assert fsck(target.zoo) == []
 
 
 def test_the_source_may_go_on_saving_into_a_zoo_that_has_saves_of_its_own(
@@ -573,11 +573,11 @@ def test_push_and_pull_go_to_a_bucket_and_back(tmp_path: Path, s3_place: S3Place
         here.save("large", {"w": np.arange(3_000_000, dtype=np.float32)})
         here.alias("base:1", "prod")
         assert len(here.push(bucket, aliases=True).copied) == 4
-        assert fsck(bucket.zoo, deep=True) == []
+        assert fsck(bucket.zoo) == []
         assert here.push(bucket).sent_bytes == 0
         assert len(there.pull(bucket, aliases=True).copied) == 4
         assert there.aliases("base") == {"latest": 1, "prod": 1}
         assert {n: there.resolve(n) for n in here.list_models()} == {
             n: here.resolve(n) for n in here.list_models()
         }
-        assert fsck(there.zoo, deep=True) == []
+        assert fsck(there.zoo) == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +18,7 @@ from brainstore.errors import Unsupported
 
 if TYPE_CHECKING:
     from brainstore.cache import Cached
-    from brainstore.fsck import Finding
+    from brainstore.fsck import Finding, Step
     from brainstore.manager import BrainManager
     from brainstore.verification import Verification
 
@@ -114,35 +117,72 @@ def doctor(call: Call) -> None:
 
 @verb("fsck")
 @click.argument("name", required=False)
-@click.option("--deep", is_flag=True, help="Hash every blob again; reads the whole zoo.")
+@click.option("--quick", is_flag=True, help="Do not read blobs: look at records and sizes only.")
 @click.option("--repair", is_flag=True, help="Mend what can be mended without losing anything.")
-def fsck(call: Call, name: str | None, deep: bool, repair: bool) -> None:
-    """Check every record and blob, or those of NAME."""
+@click.option(
+    "--from", "source", metavar="URL",
+    help="With --repair: fetch what is missing or damaged from this zoo.",
+)  # fmt: skip
+def fsck(call: Call, name: str | None, quick: bool, repair: bool, source: str | None) -> None:
+    """Check every record and blob, or those of NAME.
+
+    Exits with 5 if something is wrong, and was not repaired. What a crash may leave is told
+    as harmless.
+    """
     from brainstore.fsck import fsck as check
 
-    zoo = call.open()
-    findings = check(zoo.zoo, name=name, deep=deep, repair=repair)
-    _require_something(zoo, name, findings)
-    remaining = [x for x in findings if not x.repaired and not x.is_harmless]
+    if source is not None and not repair:
+        raise click.UsageError("--from is for --repair; without it nothing is fetched")
+    zoo, other = call.open(), call.open(source).zoo if source is not None else None
+    with _progress_bar() as progress:
+        findings = check(
+            zoo.zoo, name=name, quick=quick, repair=repair, source=other, progress=progress
+        )
+    _require_zoo(zoo, findings)
     if call.as_json:
-        render.print_json(findings)
+        render.print_json([asdict(each) | {"harmless": each.is_harmless} for each in findings])
     else:
         for finding in findings:
             told = f"{_state(finding)} {finding.kind} {finding.where}: {finding.text}"
             click.echo(render.visible(told))
         click.echo(_verdict(findings))
-    if remaining:
+    if any(finding.is_damage for finding in findings):
         click.get_current_context().exit(CORRUPT)
 
 
-def _require_something(zoo: BrainManager, name: str | None, findings: Sequence[Finding]) -> None:
-    """Raise NotFound where there is no zoo or no such model: a wrong place is no damage."""
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Step], None] | None]:
+    """Give what draws each step on a terminal, or None where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("listing", total=None)
+
+        def draw(step: Step) -> None:
+            done, total = step.done, step.total
+            text = f"{done:,} of {total:,} {_STEPS[step.what]}"
+            if step.total_bytes:
+                done, total = step.done_bytes, step.total_bytes
+                text += f", {render.size(done)} of {render.size(total)}"
+            bar.update(task, description=text, completed=done, total=total)
+
+        yield draw
+
+
+_STEPS = {"records": "records read", "blobs": "blobs hashed", "fetched": "blobs fetched"}
+
+
+def _require_zoo(zoo: BrainManager, findings: Sequence[Finding]) -> None:
+    """Raise NoZoo where there is nothing at all: a wrong place is no damage."""
     from brainstore import marker
 
     if [each.kind for each in findings] == ["marker"] and not any(zoo.zoo.store.list("")):
         marker.require(zoo.zoo.store)
-    if name and not findings:
-        zoo.history(name)
 
 
 def _state(finding: Finding) -> str:
@@ -183,7 +223,6 @@ def verify(call: Call, ref: str, network: str | None) -> None:
 def _imported(name: str) -> Any:
     """Return what `module:Class` names; the module may lie in the current folder."""
     import importlib
-    import sys
 
     module, separator, attribute = name.partition(":")
     if not module or not separator or not attribute:

@@ -214,7 +214,7 @@ def _hashed(version: Version, leaf: Leaf, array: Array) -> Array:
     if found != leaf.digest:
         raise Corrupt(
             f"{version}: leaf {leaf.path!r} hashes to {found.short}…, and its manifest says "
-            f"{leaf.digest.short}…. Run: brainstore fsck --deep {version.name}"
+            f"{leaf.digest.short}…. Run: brainstore fsck {version.name}"
         )
     return array
 

@@ -2,10 +2,10 @@
 
 Nothing stops at the first finding, and damage is never an exception. A zoo is checked
 while others work on it: what looks wrong is looked at again, and what a running save
-explains is no finding.
+explains is not wrong.
 """
 
-from brainstore.fsck.check import fsck
-from brainstore.fsck.survey import Finding
+from brainstore.fsck.findings import HARMLESS, WRONG, Finding, Kind, Step
+from brainstore.fsck.run import fsck
 
-__all__ = ["Finding", "fsck"]
+__all__ = ["HARMLESS", "WRONG", "Finding", "Kind", "Step", "fsck"]

@@ -8,7 +8,8 @@ from brainstore.address import POLICY_KEY
 from brainstore.errors import Corrupt, Unsupported
 from brainstore.factory.policy import in_force
 from brainstore.factory.reports import read_report
-from brainstore.fsck.survey import Finding, Survey, each
+from brainstore.fsck.findings import Finding
+from brainstore.fsck.survey import Survey, each
 from brainstore.zoo import Zoo
 
 _HEAL = "Nothing is promoted past it; remove this object by hand"

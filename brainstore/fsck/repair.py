@@ -28,7 +28,8 @@ from brainstore.address import (
     pointer_key,
 )
 from brainstore.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unsupported
-from brainstore.fsck.survey import Finding, Survey, each, survey
+from brainstore.fsck.findings import Finding
+from brainstore.fsck.survey import Survey, each, survey
 from brainstore.index import Index
 from brainstore.intents import finish_abandoned
 from brainstore.records import GcState, Pointer, Snapshot

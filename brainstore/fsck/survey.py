@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,6 +20,7 @@ from brainstore.address import (
     pointer_key,
 )
 from brainstore.errors import BadReference, Corrupt, Unsupported
+from brainstore.fsck.findings import Course, Finding, Progress, Step
 from brainstore.groups import PARAMS
 from brainstore.index import Index, Row
 from brainstore.meta import BrainMeta
@@ -37,33 +38,12 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it should be. `where` is a key of the zoo, or a version.
-
-    marker, gc          the format marker, or the state of the collector
-    manifest, newer     a version's record: damaged, or of a format to come
-    blob-missing, blob-size, blob-damaged, leaf
-                        content: gone, of another size, of other bytes, of another form
-    pointer, latest     an alias, or `latest`, names what it must not
-    report, policy      a quality report that cannot count, or a policy that cannot be read
-    link                a symbolic link, behind which nothing is looked for
-    index               snapshot or journal differ from the records
-    intent, stray       harmless: a save that died long ago, a key of nobody's
-    """
-
-    kind: str
-    where: str
-    text: str
-    repaired: bool = False
-
-    @property
-    def is_harmless(self) -> bool:
-        return self.kind in ("intent", "stray")
-
-
-@dataclass(frozen=True, slots=True)
 class Seen:
-    """The record of one version. `digest` is None while it is deleted."""
+    """The record of one version. `digest` is None while it is deleted.
+
+    `blobs` are those of a live version, `kept` those of a deleted one; `pins` are the
+    versions that it names, with their digests.
+    """
 
     digest: Digest | None
     write_ids: set[str | None]
@@ -72,6 +52,8 @@ class Seen:
     row: Row = field(default_factory=dict)
     blobs: dict[Digest, int] = field(default_factory=dict)
     leaves: dict[Digest, set[LeafForm]] = field(default_factory=dict)
+    kept: frozenset[Digest] = frozenset()
+    pins: tuple[tuple[Key, Digest], ...] = ()
 
 
 @dataclass
@@ -100,6 +82,16 @@ class Survey:
             },
         )
 
+    def named(self) -> set[Digest]:
+        """Return the blobs that any version names, live or deleted."""
+        return {digest for seen in self.versions.values() for digest in (*seen.blobs, *seen.kept)}
+
+    def sizes(self) -> dict[Digest, int]:
+        """Return the blobs that live versions need, with the sizes that they tell."""
+        return {
+            digest: size for seen in self.versions.values() for digest, size in seen.blobs.items()
+        }
+
     def users(self) -> dict[Digest, list[str]]:
         """Return the live versions that need each blob."""
         users: dict[Digest, list[str]] = {}
@@ -110,20 +102,27 @@ class Survey:
 
 
 def survey(
-    zoo: Zoo, name: Name | None = None, *, keys: Iterable[str] | None = None, leaves: bool = False
+    zoo: Zoo,
+    name: Name | None = None,
+    *,
+    keys: Iterable[str] | None = None,
+    leaves: bool = False,
+    progress: Progress | None = None,
 ) -> Survey:
     """Return what stands under `models/`, or of one model. Never raises for damage.
 
     `keys` are those listed already. With `leaves`, the forms of all leaves are kept.
     """
     if keys is None:
-        prefix = f"{MODELS_PREFIX}{name}/" if name else MODELS_PREFIX
-        keys = [stat.key for stat in listed(zoo, prefix)]
+        keys = [
+            stat.key for stat in listing(zoo, f"{MODELS_PREFIX}{name}/" if name else MODELS_PREFIX)
+        ]
     keys = list(keys)
     found = Survey()
     versions = [key for key in map(parse_manifest_key, keys) if key and name in (None, key[0])]
     pointers = [key for key in map(parse_pointer_key, keys) if key and name in (None, key[0])]
-    records = each(zoo, lambda key: _seen(zoo, key, leaves), versions)
+    course = Course(Step("records", 0, len(versions) + len(pointers)), progress)
+    records = each(zoo, lambda key: _seen(zoo, key, leaves), versions, course)
     for key, record in zip(versions, records, strict=True):
         if isinstance(record, Finding):
             found.damaged.add(key)
@@ -131,9 +130,8 @@ def survey(
         elif record is not None:
             found.versions[key] = record[0]
             found.findings += record[1]
-    for place, pointer in zip(
-        pointers, each(zoo, lambda k: _pointer(zoo, k), pointers), strict=True
-    ):
+    read = each(zoo, lambda place: _pointer(zoo, place), pointers, course)
+    for place, pointer in zip(pointers, read, strict=True):
         if isinstance(pointer, Finding):
             found.damaged_pointers.add(place)
             found.findings.append(pointer)
@@ -142,7 +140,7 @@ def survey(
     return found
 
 
-def listed(zoo: Zoo, prefix: str) -> Iterator[Stat]:
+def listing(zoo: Zoo, prefix: str) -> Iterator[Stat]:
     """Yield what can be listed; links, behind which there may be more, are findings."""
     with suppress(Corrupt):
         yield from zoo.store.list(prefix)
@@ -169,8 +167,8 @@ def _seen(zoo: Zoo, key: Key, leaves: bool) -> tuple[Seen, list[Finding]] | Find
 
 def _heal_record(key: Key) -> str:
     return (
-        f"If another zoo has {key[0]}:{key[1]}, remove this object by hand and copy it again: "
-        f"brainstore pull OTHER_ZOO {key[0]}:{key[1]}"
+        f"If another zoo has {key[0]}:{key[1]}, put it back from there: "
+        "brainstore fsck --repair --from OTHER_ZOO"
     )
 
 
@@ -181,13 +179,19 @@ def _read(zoo: Zoo, key: Key, stored: Stored, leaves: bool) -> tuple[Seen, list[
         return Seen(None, record.write_ids, generation, is_fence=True), []
     body = stored.live_body
     if body is None:
-        return Seen(None, record.write_ids, generation), []
+        assert isinstance(record, Tombstone)
+        kept = zoo.registry.versions.decoded(bytes(record.record), *key).blobs
+        return Seen(None, record.write_ids, generation, kept=frozenset(kept)), []
     manifest = zoo.registry.versions.decoded(body, *key)
     digest = Digest.of(body)
     problems = [Finding("manifest", manifest_key(*key), text) for text in _problems(manifest)]
     forms = _forms(manifest) if leaves else {}
     row, ids = manifest.row(digest), record.write_ids | {manifest.write_id}
-    return Seen(digest, ids, generation, False, row, manifest.blobs, forms), problems
+    pins = (*manifest.parents, *manifest.frozen_experts.values())
+    named = tuple(((pin.name, pin.version), pin.digest) for pin in pins)
+    return Seen(
+        digest, ids, generation, row=row, blobs=manifest.blobs, leaves=forms, pins=named
+    ), problems
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
@@ -244,7 +248,30 @@ def _pointer(zoo: Zoo, place: tuple[Name, Alias]) -> Pointer | Finding | None:
     return found[0] if found else None
 
 
-def each(zoo: Zoo, call: Callable[[T], R], values: Sequence[T]) -> list[R]:
-    """Return `call(value)` for each, as many at once as the zoo's store is good for."""
-    with ThreadPoolExecutor(zoo.store.parallelism) as pool:
-        return list(pool.map(call, values))
+def each(
+    zoo: Zoo, call: Callable[[T], R], values: Sequence[T], course: Course | None = None
+) -> list[R]:
+    """Return `call(value)` for each, as many at once as the zoo's store is good for.
+
+    Memory is taken for what is under way and for the results. The first error stops all.
+    """
+    course = course or Course(Step("records", 0, len(values)))
+    results: dict[int, R] = {}
+    places = iter(range(len(values)))
+
+    def work() -> None:
+        # Shared: whoever is free takes the next.
+        for place in places:
+            results[place] = call(values[place])
+            course.go_on(1)
+
+    threads = max(1, min(zoo.store.parallelism, len(values)))
+    with ThreadPoolExecutor(threads, "brainstore-fsck") as pool:
+        working = [pool.submit(work) for _ in range(threads)]
+        try:
+            for done in as_completed(working):
+                done.result()
+        except BaseException:
+            course.stop()
+            raise
+    return [results[place] for place in range(len(values))]

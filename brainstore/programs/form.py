@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from brainstore.errors import Unsupported
-from brainstore.records import Record
+from brainstore.records import Record, prepare
 
 PROGRAM = "program/policy.stablehlo"
 DESCRIPTION = "program/policy.json"
@@ -41,6 +41,9 @@ class Description(Record, frozen=True, kw_only=True):
     params: tuple[Signature, ...]
     inputs: tuple[Signature, ...]
     outputs: tuple[Signature, ...]
+
+
+prepare(Description)
 
 
 def expiry(created_at: str) -> str:

@@ -8,6 +8,7 @@ import stat as file_type
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
@@ -216,8 +217,14 @@ def fsync_folder(folder: Path) -> None:
 def make_root(root: Path) -> None:
     """Make `root` and the folders above it that are missing, durably."""
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    # The lowest that is there, too: who made it may not have come to the line that makes it
+    # last. It may also be another user's, whose parent is not ours to read.
+    there = missing[-1].parent if missing else root
+    with suppress(PermissionError):
+        fsync_folder(there.parent)
+    for folder in reversed(missing):
+        with suppress(FileExistsError):
+            folder.mkdir()
         fsync_folder(folder.parent)
 
 

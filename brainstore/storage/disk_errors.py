@@ -7,7 +7,7 @@ import errno
 from brainstore.errors import BrainstoreError, Corrupt, ReadOnly, StoreUnavailable
 from brainstore.storage.disk import LinkFound
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -18,7 +18,7 @@ def explanation(error: OSError, what: str, *, is_write: bool) -> BrainstoreError
             f"{what}: {error.filename} is a symbolic link, and none below the folder of a zoo "
             "is followed. Put what it stands for in its place, or remove it"
         )
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StoreUnavailable(
             f"{what}: disk full ({error.strerror}); nothing was stored. Free some space, then "
             "try again"

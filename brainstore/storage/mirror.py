@@ -18,6 +18,8 @@ from brainstore.storage.base import ANYTHING, Body, Expect, Object, Stat, Store,
 
 _LISTING = ".listing.json"
 _NO_TOKEN = Token("offline")
+# Made here, by one thread: see `records.prepare`.
+_STATS = msgspec.json.Decoder(list[Stat])
 
 
 class MirroredStore(Store):
@@ -129,7 +131,7 @@ class MirroredStore(Store):
         """Yield the last listing, and what this machine has written since."""
         body = self._remembered(prefix, self._listing(prefix))
         try:
-            found = {stat.key: stat for stat in msgspec.json.decode(body, type=list[Stat])}
+            found = {stat.key: stat for stat in _STATS.decode(body)}
         except msgspec.MsgspecError:
             found = {}  # the machine lost power while it was written
         for key, path in self._copies(prefix):

@@ -321,8 +321,12 @@ class S3Store(Store):
         except FAILURES as failure:
             if code_of(failure) == "NoSuchBucket":
                 raise self._explain(failure, "write", key) from failure
-            unknown = may_be_stored or meaning_of(cause) is Reply.PRECONDITION_FAILED
-            raise self._explain(cause, "write", key, unknown) from failure
+            reply = meaning_of(cause)
+            # Any refusal may come from a server, or from something before it, that asked
+            # twice; and then why we cannot look is what people have to know.
+            why = cause if reply in (Reply.LOST, Reply.NOT_SENT) else failure
+            unknown = may_be_stored or reply is not Reply.NOT_SENT
+            raise self._explain(why, "write", key, unknown) from failure
 
     async def _compare(self, key: str, body: bytes | Body) -> _Found | None:
         reply = await self._unless_missing("get_object", key)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.configprovider import ConfiguredEndpointProvider
 
@@ -25,11 +26,21 @@ _MAX_CONNECTIONS = 32
 _CLEAN_UP_TIMEOUT_S = 10.0
 
 
-class Clients:
-    """`ordinary` retries as botocore does; `single` does not.
+class _SendingOnce(AIOHTTPSession):  # type: ignore[misc]  # it has no types
+    """Connections of which none sends a request again."""
 
-    Even under `single`, aiohttp sends a PUT a second time when the connection breaks,
-    and tells nobody: a refusal can be the answer to our own success.
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        # aiohttp sends a PUT or DELETE a second time when the connection breaks, and tells
+        # nobody: a refusal could be the answer to our own success. It has no public switch.
+        session._retry_connection = False
+        return session
+
+
+class Clients:
+    """`ordinary` retries as botocore does; `single` sends each request once.
+
+    So what a reply to `single` says is said of the only request that there was.
 
     Both come from s3fs, which reads the options, the environment and the profiles,
     and run in its thread. Every request that goes out, retries too, is counted.
@@ -47,7 +58,11 @@ class Clients:
         self.reader = ThreadPoolExecutor(1, "brainstore-body")
         self._ordinary_fs.session = session
         self._ordinary_fs.config_kwargs = self.config
-        once = {**self.config, "retries": {"mode": "standard", "total_max_attempts": 1}}
+        once = {
+            **self.config,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "http_session_cls": _SendingOnce,
+        }
         self._single_fs = s3fs.S3FileSystem(
             **{**options, **_UNCACHED, "config_kwargs": once, "session": session}
         )

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from brainstore import deletion
-from brainstore.address import Digest, Name, blob_key, manifest_key, new_ulid
+from brainstore.address import Digest, Name, blob_key, manifest_key
 from brainstore.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unsupported
 from brainstore.index import Index
+from brainstore.journal import save_fact
 from brainstore.records import Manifest, Target
 from brainstore.storage.base import ABSENT, Stat
 from brainstore.sync.plan import Item, Key, batches, body_of, in_parallel, judged, standing
@@ -39,6 +40,29 @@ class _View:
     def __iter__(self) -> Iterator[memoryview]:
         for start in range(0, len(self.view), _CHUNK_BYTES):
             yield self.view[start : start + _CHUNK_BYTES]
+
+
+def send_blob(
+    source: Zoo,
+    target: Zoo,
+    digest: Digest,
+    size: int,
+    *,
+    owner: str,
+    present: set[Digest],
+    stop: threading.Event,
+) -> int:
+    """Make a blob of the source part of the target, verified; return how many bytes were sent.
+
+    To be called under an intent of the target that names it; `present` are those seen there
+    since. `owner` says in errors whose blob it is. Once `stop` is set, the call soon ends.
+
+    Raises:
+        NotFound, Corrupt: the source has not got it, or not with this size and digest; or
+            something else stands in its place at the target.
+    """
+    opened = source.blobs.open({digest: size}, owner=owner, hashed=[digest], stop=stop)
+    return target.blobs.put(_View(digest, opened[digest]), present, stop=stop)
 
 
 class Copying:
@@ -126,14 +150,12 @@ class Copying:
     def _send_one(
         self, digest: Digest, size: int, owner: str, present: set[Digest], stop: threading.Event
     ) -> str:
-        source, target = self._source.blobs, self._target.blobs
         try:
-            opened = source.open({digest: size}, owner=owner, hashed=[digest], stop=stop)
-            sent_bytes = target.put(_View(digest, opened[digest]), present, stop=stop)
+            sent_bytes = send_blob(
+                self._source, self._target, digest, size, owner=owner, present=present, stop=stop
+            )
         except (Corrupt, NotFound) as error:
             return str(error)
-        except AlreadyExists as error:
-            return f"damaged at the target: {error}. Run there: brainstore fsck --deep --repair"
         self._ledger.sent(digest, size, sent_bytes)
         return ""
 
@@ -187,14 +209,16 @@ class Copying:
 
     def _publish(self, item: Item, manifest: Manifest) -> str:
         """Make it listed and `latest`, also where a sync that was killed had not come to it."""
-        row = self._there.rows.get(item.key, {})
+        registry, row = self._target.registry, self._there.rows.get(item.key, {})
         try:
+            # Before it is listed: what both zoos list alike, no other sync looks at.
+            registry.pointers.advance_latest(item.version, manifest.write_id)
             if row.get("digest") == item.version.digest:
-                self._target.registry.pointers.advance_latest(item.version, new_ulid())
-            elif item.standing.fence is not None:
-                deletion.finish_restoration(self._target.registry, *item.key)
+                return ""
+            if item.standing.fence is not None:
+                deletion.finish_restoration(registry, *item.key)
             else:
-                self._target.committer.publish(item.version, manifest)
+                registry.journal.record(*save_fact(manifest, item.version.digest))
         except (Conflict, Corrupt) as error:
             return str(error)
         return ""

@@ -1,0 +1,226 @@
+"""Fetching from another zoo what is missing here, or cannot be read.
+
+Everything that is fetched has a digest that this zoo names already: the other zoo is only
+where the bytes come from. As in a save, blobs are stored before the manifest that needs
+them, and all of it under an intent, so that a collection leaves it alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from brainstore.address import (
+    Digest,
+    blob_key,
+    damaged_record_key,
+    manifest_key,
+    new_ulid,
+    parse_blob_key,
+)
+from brainstore.errors import (
+    AlreadyExists,
+    BadReference,
+    Conflict,
+    Corrupt,
+    NotFound,
+    NoZoo,
+    Unsupported,
+)
+from brainstore.fsck.findings import Course, Finding, Progress, Step
+from brainstore.fsck.repair import WHY
+from brainstore.fsck.survey import Key, Survey, each
+from brainstore.index import Index
+from brainstore.records import Manifest, Target, Tombstone, now
+from brainstore.storage.base import ABSENT, Object
+from brainstore.sync.copying import send_blob
+from brainstore.zoo import Zoo
+
+BATCH_BLOBS = 4096
+
+
+class _Stays(Exception):  # no error: it is told as a part of the finding
+    """What is damaged is left as it is; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What another zoo can give to this one."""
+
+    zoo: Zoo
+    source: Zoo
+    progress: Progress | None = None
+
+    def fetched(self, findings: Sequence[Finding], seen: Survey) -> list[Finding]:
+        """Return the findings; those of missing blobs are repaired as far as that goes."""
+        sizes, users = seen.sizes(), seen.users()
+        gone = {parse_blob_key(each.where) for each in findings if each.kind == "blob-missing"}
+        wanted = sorted(digest for digest in gone if digest in sizes)
+        problems: dict[str, str] = {}
+        for start in range(0, len(wanted), BATCH_BLOBS):
+            batch = {digest: sizes[digest] for digest in wanted[start : start + BATCH_BLOBS]}
+            owners = {digest: users[digest][0] for digest in batch}
+            with self.zoo.committer.protecting([], set(batch)) as present:
+                failed = self._send(batch, owners, present)
+            problems |= {blob_key(digest): failed.get(digest, "") for digest in batch}
+        return [self._told(finding, problems) for finding in findings]
+
+    def _told(self, finding: Finding, problems: Mapping[str, str]) -> Finding:
+        if finding.kind != "blob-missing" or finding.where not in problems:
+            return finding
+        if problem := problems[finding.where]:
+            return replace(finding, text=f"{finding.text}. Not fetched: {problem}")
+        text = f"was missing; fetched from {self.source.url}"
+        return replace(finding, text=text, repaired=True)
+
+    def _send(
+        self, sizes: Mapping[Digest, int], owners: Mapping[Digest, str], present: set[Digest]
+    ) -> dict[Digest, str]:
+        """Store these blobs, as far as they are missing; return what is wrong with the others."""
+        stop, problems = threading.Event(), dict[Digest, str]()
+        step = Step("fetched", 0, len(sizes), total_bytes=sum(sizes.values()))
+        course = Course(step, self.progress)
+
+        def send(digest: Digest) -> None:
+            try:
+                send_blob(
+                    self.source, self.zoo, digest, sizes[digest], owner=owners[digest],
+                    present=present, stop=stop,
+                )  # fmt: skip
+            except (NotFound, Corrupt) as error:
+                problems[digest] = str(error)
+            course.go_on(size_bytes=sizes[digest])
+
+        try:
+            each(self.zoo, send, sorted(sizes), course)
+        except BaseException:
+            stop.set()
+            raise
+        return problems
+
+    def put_back(self, seen: Survey) -> dict[str, str]:
+        """Put back the manifests that cannot be read; return why not, by key, for the others.
+
+        One that this zoo knows to have been deleted stays as it is, and so does one whose
+        digest nothing here tells, or not with one voice. The place of a manifest is never
+        empty: the damaged bytes, which are kept in `damaged/`, are replaced by a swap.
+        """
+        index = self._index()
+        notes: dict[str, str] = {}
+        for key in sorted(seen.damaged):
+            try:
+                self._put_back(key, seen, index)
+            except (_Stays, NotFound, Corrupt, Unsupported, Conflict) as reason:
+                notes[manifest_key(*key)] = str(reason)
+        return notes
+
+    def _index(self) -> Index | None:
+        try:
+            return self.zoo.registry.journal.index()
+        except (Corrupt, Unsupported, NoZoo):
+            return None
+
+    def _put_back(self, key: Key, seen: Survey, index: Index | None) -> None:
+        damaged = self.zoo.store.get(manifest_key(*key))
+        if damaged is None or self._can_be_read(key):
+            return
+        digest = _digest_told(key, seen, index)
+        generation = _generation_told(key, digest, seen, index)
+        body = self._body_elsewhere(key, digest)
+        manifest = self.zoo.registry.versions.decoded(body, *key)
+        # What is replaced was read before the intent: who slept past it swaps nothing.
+        targets = [Target(name=key[0], version=key[1])]
+        with self.zoo.committer.protecting(targets, set(manifest.blobs)) as present:
+            owners = dict.fromkeys(manifest.blobs, f"{key[0]}:{key[1]}")
+            problems = self._send(manifest.blobs, owners, present)
+            if not problems:
+                self._swap(key, damaged, self._record(manifest, body, generation))
+        if problems:
+            raise _Stays(next(iter(problems.values())))
+
+    def _can_be_read(self, key: Key) -> bool:
+        with suppress(Corrupt):
+            return self.zoo.registry.versions.stored(*key) is not None
+        return False
+
+    def _body_elsewhere(self, key: Key, digest: Digest) -> bytes:
+        stored = self.source.registry.versions.stored(*key)
+        body = stored.live_body if stored else None
+        if body is None:
+            raise _Stays(f"{self.source.url} has no {key[0]}:{key[1]}")
+        if Digest.of(body) != digest:
+            raise _Stays(
+                f"{key[0]}:{key[1]} is {Digest.of(body).short}… in {self.source.url}, and "
+                f"{digest.short}… is wanted"
+            )
+        return body
+
+    def _record(self, manifest: Manifest, body: bytes, generation: int) -> bytes:
+        """Return what stands at the key of a version that was deleted and restored so often."""
+        if generation == 0:
+            return body
+        return Tombstone(
+            name=manifest.name,
+            version=manifest.version,
+            write_id=new_ulid(),
+            generation=generation,
+            at=now(),
+            by=self.zoo.registry.by,
+            why=WHY,
+            replaced_write_id=manifest.write_id,
+            replaced_digest=Digest.of(body),
+            record=msgspec.Raw(body),
+        ).encode()
+
+    def _swap(self, key: Key, damaged: Object, record: bytes) -> None:
+        place = manifest_key(*key)
+        with suppress(AlreadyExists):
+            self.zoo.store.put(damaged_record_key(place, damaged.body), damaged.body, expect=ABSENT)
+        self.zoo.store.put(place, record, expect=damaged.token)
+
+
+def _digest_told(key: Key, seen: Survey, index: Index | None) -> Digest:
+    """Return the digest of the version as index, pointers and other versions tell it."""
+    told = {
+        digest for version in seen.versions.values() for pin, digest in version.pins if pin == key
+    }
+    for (name, _), pointer in seen.pointers.items():
+        if name == key[0]:
+            past = [(move.to_version, move.to_digest) for move in pointer.moves]
+            told |= {
+                d
+                for number, d in (*past, (pointer.version, pointer.digest))
+                if number == key[1] and d
+            }
+    row = index.rows.get(key, {}) if index else {}
+    with suppress(BadReference):
+        told.add(Digest(str(row.get("digest"))))
+    if len(told) == 1:
+        return told.pop()
+    if not told:
+        raise _Stays("no index, pointer or other version tells its digest")
+    raise _Stays(f"its digest is told as {' and as '.join(sorted(d.short for d in told))}")
+
+
+def _generation_told(key: Key, digest: Digest, seen: Survey, index: Index | None) -> int:
+    """Return how often the version was deleted and restored, or 2 where that is not known.
+
+    As a version that was restored once, it is no plain manifest: a save that a collection
+    has given up would pass that one by, and may have been given up at this very number.
+
+    Raises:
+        _Stays: it is deleted, or nothing tells that it is not.
+    """
+    generation = index.tombstones.get(key, 0) if index else 0
+    if generation % 2:
+        raise _Stays("it was deleted here")
+    if index and (generation or key in index.rows):
+        return generation
+    named = {(name, p.version, p.digest) for (name, _), p in seen.pointers.items()}
+    if index is None and (*key, digest) not in named:
+        raise _Stays("the index cannot be read, and nothing else tells whether it was deleted")
+    return 2
