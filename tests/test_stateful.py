@@ -62,9 +62,14 @@ def save(zoo: BrainManager, seed: int) -> str:
 
 
 def collected(zoo: BrainManager, *, keep_last: int | None = None) -> None:
-    """Collect at once what nothing names; a collection that died is taken over."""
+    """Collect at once what nothing names; a collection that died is taken over.
+
+    Twice: to give up a dead sync or restoration, the tombstone that it may replace is written
+    anew, and is as good as new until the next collection.
+    """
     options: dict[str, Any] = {"dry_run": False, "older_than_s": 0, "expiry_s": 0}
-    collect(zoo.zoo, keep_last=keep_last, take_over=True, **options)
+    for _ in range(2):
+        collect(zoo.zoo, keep_last=keep_last, take_over=True, **options)
 
 
 def blob_keys(store: Store) -> set[str]:
