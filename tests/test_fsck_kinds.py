@@ -567,3 +567,14 @@ def test_a_disk_that_fails_is_no_finding(
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(StoreUnavailable, match="Input/output error"):
         fsck(zoo.zoo)
+
+
+def test_several_findings_about_one_record_are_repaired_or_not_each_by_itself(
+    zoo: BrainManager,
+) -> None:
+    edit(zoo, manifest_key(PPO, 1), blobs={})
+    with BrainManager(zoo.storage_dir) as fresh:
+        findings = fsck(fresh.zoo, repair=True)
+    told = [each.text for each in findings if each.kind == "manifest" and each.is_damage]
+    assert len(told) == len(set(told)) == 2
+    assert not [each for each in findings if each.kind == "manifest" and each.repaired]

@@ -70,8 +70,9 @@ def permissions_of(zoo: Zoo) -> Permissions:
                 f"Cannot list {zoo.url}: {error.strerror or error}. Check the disk, try again."
             ) from error
     if found.writable:
-        text = f"{len(found.writable):,} blobs may be written, and are never to be: a load maps "
-        text += "them. Run: brainstore fsck --repair"
+        blobs = "a blob" if len(found.writable) == 1 else f"{len(found.writable):,} blobs"
+        text = f"{blobs} may be written; loads map them, so they never are to be. "
+        text += "Run: brainstore fsck --repair"
         count, size = len(found.writable), found.writable_bytes
         found.findings.append(Finding("writable", BLOBS_PREFIX, text, count=count, size_bytes=size))
     return found

@@ -101,7 +101,8 @@ def orphan_findings(
     if not left:
         return
     total = sum(blobs[digest] for digest in left)
-    text = f"{len(left):,} blobs of {total:,} bytes that no version, tombstone or intent names: "
+    blobs_of = "a blob" if len(left) == 1 else f"{len(left):,} blobs"
+    text = f"{blobs_of} of {total:,} bytes that no version, tombstone or intent names: "
     text += f"of saves that died or are under way, or garbage. {_GC}"
     yield Finding("orphan", BLOBS_PREFIX, text, count=len(left), size_bytes=total)
 
