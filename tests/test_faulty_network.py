@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from faulty_proxy import (
     Exchange,
     Fault,
     FaultyProxy,
+    From,
     Weather,
     faulty_proxy,
     lose_reply,
@@ -72,7 +72,7 @@ def behind(place: S3Place, proxy: FaultyProxy, **config: Any) -> dict[str, Any]:
 
 def checked(zoo: Zoo, *, repair: bool = False) -> list[Finding]:
     """Return what is wrong with a zoo in which nobody works."""
-    found = fsck(zoo, deep=True, repair=repair)
+    found = fsck(zoo, repair=repair)
     return [finding for finding in found if not finding.is_harmless]
 
 
@@ -221,33 +221,16 @@ SHORT_S = 0.4
 CLEAR = r"Cannot (read|write|list|delete) .+ in s3://.+ time-out, no answer within 0\.4 s"
 
 
-class From:
-    """Fair weather until the `first` request, and `fault` for it and all that come after."""
-
-    def __init__(self, first: int, fault: Fault) -> None:
-        self._left, self._fault, self._lock = first, fault, threading.Lock()
-
-    @property
-    def has_struck(self) -> bool:
-        return self._left < 0
-
-    def __call__(self, _: Exchange) -> Fault:
-        with self._lock:
-            self._left -= 1
-            return self._fault if self._left < 0 else pass_on
-
-
 def stalled(place: S3Place, first: int, work: Work, cache: Path) -> BrainstoreError | None:
     """Do the work while the server stalls from its `first` request on; return the error."""
     name = cache.name
     with faulty_proxy(place.storage_options["endpoint_url"]) as proxy:
-        weather = proxy.weather = From(first, stall)
+        proxy.weather = From(first, stall)
         options = behind(place, proxy, connect_timeout=SHORT_S, read_timeout=SHORT_S, **ONCE)
         with BrainManager(place.url, storage_options=options, cache=Cache(cache)) as zoo:
             try:
                 work(zoo, name)
             except BrainstoreError as error:
-                assert weather.has_struck
                 return error
     return None
 
