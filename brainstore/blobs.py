@@ -356,12 +356,12 @@ def _write_all(descriptor: int, chunk: bytes, offset: int) -> None:
 def _view_here(store: Store, key: str) -> memoryview | None:
     try:
         descriptor = with_descriptors(lambda: store.open(key))
+        if descriptor is not None:
+            return _map(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StoreUnavailable(f"{store.url}/{key}: cannot be read ({error.strerror})") from error
-    if descriptor is not None:
-        return _map(descriptor)
     found = store.get(key)
     return None if found is None else memoryview(found.body)
 

@@ -17,7 +17,6 @@ from brainstore.address import (
     LATEST,
     Alias,
     Digest,
-    Fact,
     Name,
     Reference,
     manifest_key,
@@ -25,8 +24,9 @@ from brainstore.address import (
 )
 from brainstore.blobs import Blobs
 from brainstore.errors import BadReference, Conflict, NotFound
-from brainstore.journal import live_fact
-from brainstore.records import FactBody, Manifest, Target, Tombstone, now
+from brainstore.intents import announced
+from brainstore.journal import deletion_fact, live_fact
+from brainstore.records import Manifest, Target, Tombstone, now
 from brainstore.registry import Registry, require_digest
 from brainstore.storage.base import Token
 from brainstore.versions import Stored, Version
@@ -37,7 +37,7 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
     """Make the version disappear, until `undelete`; return what was deleted.
 
     Atomic: it is there or not. `latest` moves back to the highest live version if it
-    named this one. With `force`, aliases that name the version are removed. If it is
+    named this one. With `force`, aliases that name the version are removed first. If it is
     deleted already, what a deleter that died may have left undone is done before the
     error.
 
@@ -58,13 +58,18 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
     body = stored.live_body if stored else None
     if stored is None or body is None:
         raise Conflict(f"{version} was deleted by somebody else meanwhile")
-    _bury(registry, version, stored, body, why)
-    for alias in _aliases_naming(registry, version):
-        if not force:
-            _restore_again(zoo, version)
-            raise Conflict(f"{alias} moved to {version} while it was deleted; it is back")
-        _unset(registry, version, alias)
-    registry.pointers.retreat_latest(version)
+    with announced(registry, version):
+        # First, for we may die: an alias that is not there misleads nobody, one that names
+        # what is deleted does.
+        for alias in _aliases_naming(registry, version) if force else ():
+            _unset(registry, version, alias)
+        _bury(registry, version, stored, body, why)
+        for alias in _aliases_naming(registry, version):
+            if not force:
+                _restore_again(zoo, version)
+                raise Conflict(f"{alias} moved to {version} while it was deleted; it is back")
+            _unset(registry, version, alias)
+        registry.pointers.retreat_latest(version)
     return version
 
 
@@ -103,6 +108,7 @@ def undelete(zoo: Zoo, reference: Reference) -> Version:
 
 
 def _finish_deletion(registry: Registry, reference: Reference, force: bool) -> None:
+    """Do what the deleter of a deleted version may have left undone. Safe to repeat."""
     number = reference.version or registry.resolve(reference).version
     stored = registry.versions.stored(reference.name, number)
     tombstone = stored.record if stored else None
@@ -111,7 +117,7 @@ def _finish_deletion(registry: Registry, reference: Reference, force: bool) -> N
     if tombstone.replaced_digest is None:
         return
     version = Version(reference.name, number, tombstone.replaced_digest)
-    _record_deletion(registry, tombstone)
+    registry.journal.record(*deletion_fact(tombstone))
     for alias in _aliases_naming(registry, version) if force else ():
         _unset(registry, version, alias)
     registry.pointers.retreat_latest(version)
@@ -149,8 +155,9 @@ def finish_restoration(registry: Registry, name: Name, number: int) -> None:
     found = registry.versions.opened(name, number, stored) if stored else None
     if stored is not None and found is not None:
         version, manifest = found
-        registry.journal.record(*live_fact(stored.record, manifest, version.digest))
+        # In this order, for a sync takes what is listed for finished.
         registry.pointers.advance_latest(version, new_ulid())
+        registry.journal.record(*live_fact(stored.record, manifest, version.digest))
 
 
 def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None:
@@ -192,7 +199,7 @@ def _bury(registry: Registry, version: Version, stored: Stored, body: bytes, why
         record=msgspec.Raw(body),
     )
     _swap(registry, stored, tombstone)
-    _record_deletion(registry, tombstone)
+    registry.journal.record(*deletion_fact(tombstone))
 
 
 def _restore_safely(zoo: Zoo, stored: Stored) -> Version:
@@ -238,7 +245,7 @@ def _restore_again(zoo: Zoo, version: Version) -> None:
 
 
 def _unset(registry: Registry, version: Version, alias: Alias) -> None:
-    """Remove an alias of a deleted version, unless it names another one by now."""
+    """Remove an alias of a version that goes, unless it names another one by now."""
     why = f"{version} was deleted"
     with suppress(Conflict):
         registry.pointers.move_alias(version.name, alias, None, expected=version.version, why=why)
@@ -256,11 +263,6 @@ def _swap(registry: Registry, stored: Stored, after: Tombstone) -> Token:
             f"{after.name}:{after.version} was changed by somebody else meanwhile; nothing was "
             "done. Look again"
         ) from None
-
-
-def _record_deletion(registry: Registry, tombstone: Tombstone) -> None:
-    fact = Fact(new_ulid(), "delete", tombstone.name, tombstone.version, tombstone.generation)
-    registry.journal.record(fact, FactBody(at=tombstone.at, by=tombstone.by))
 
 
 def _require_blobs(blobs: Blobs, manifest: Manifest, url: str) -> None:

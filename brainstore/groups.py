@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -196,8 +195,9 @@ class Reader:
             )
         wanted = {digest: self._manifest.blobs[digest] for digest in needed}
         # A pack is small; to hash it costs a millisecond or two. A large leaf costs what
-        # reading it does, which mapping avoids.
-        hashed = needed if self._verify else {leaf.blob for leaf in leaves if leaf.blob}
+        # reading it does, which mapping avoids; one in pieces is read all the same.
+        packed = {digest for leaf in leaves if leaf.blob or leaf.pieces for digest in leaf.blobs()}
+        hashed = needed if self._verify else packed
         return _Views(self._blobs.open(wanted, owner=self._owner, hashed=hashed))
 
 
@@ -235,18 +235,18 @@ class _Views:
 
     def _joined(self, leaf: Leaf) -> Any:
         parts = [(piece.index, self._piece(leaf, piece)) for piece in leaf.pieces]
-        tail = parts[0][1].shape[len(leaf.shape) :]
-        shape = (*leaf.shape, *tail)
+        tails = {array.shape[len(leaf.shape) :] for _, array in parts}
         held = sum(array.size for _, array in parts)
-        # First the sum, which bounds what is allocated; with no overlap, it is a cover.
-        if held != math.prod(shape) or _any_overlap([index for index, _ in parts]):
+        shape = (*leaf.shape, *tails.pop())
+        # First the sum, which bounds what is allocated; without an overlap, it is a cover.
+        if tails or held != math.prod(shape) or not _is_covered(leaf, parts):
             raise Corrupt(
-                f"{leaf.path}: its pieces hold {held:,} elements, some twice, of "
-                f"{math.prod(shape):,}. Run: brainstore fsck"
+                f"{leaf.path}: its pieces hold {held:,} elements, of {math.prod(shape):,}, or some "
+                "of them twice. Run: brainstore fsck"
             )
-        whole = np.empty(shape, parts[0][1].dtype)
+        whole = _empty(leaf.path, shape, parts[0][1].dtype)
         for index, array in parts:
-            whole[tuple(slice(start, stop) for start, stop in index)] = array
+            whole[_slices(index)] = array
         return whole
 
     def _piece(self, leaf: Leaf, piece: Piece) -> Any:
@@ -260,12 +260,30 @@ class _Views:
         return self._view(leaf, piece.blob, piece.entry, shape)
 
 
-_Box = tuple[tuple[int, int], ...]
+_Index = tuple[tuple[int, int], ...]
 
 
-def _any_overlap(boxes: Sequence[_Box]) -> bool:
-    pairs = itertools.combinations([box for box in boxes if all(a < b for a, b in box)], 2)
-    return any(
-        all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))
-        for one, other in pairs
-    )
+def _is_covered(leaf: Leaf, parts: Sequence[tuple[_Index, Array]]) -> bool:
+    """Return whether the pieces cover the leaf.
+
+    Not by comparing each with each other: a manifest may name very many.
+    """
+    is_filled = _empty(leaf.path, leaf.shape, np.dtype(bool))
+    is_filled[...] = False
+    for index, _ in parts:
+        is_filled[_slices(index)] = True
+    return bool(is_filled.all())
+
+
+def _slices(index: _Index) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in index)
+
+
+def _empty(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except (ValueError, MemoryError, OverflowError) as error:
+        raise Corrupt(
+            f"{path}: there can be no array {dtype}{list(shape)} here ({error}). "
+            "Run: brainstore fsck"
+        ) from error

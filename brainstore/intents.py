@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from brainstore.address import INTENTS_PREFIX, Digest, intent_key, parse_intent_key
-from brainstore.errors import Corrupt
-from brainstore.journal import live_fact
-from brainstore.records import Intent, Target, now
+from brainstore.address import INTENTS_PREFIX, Digest, intent_key, new_ulid, parse_intent_key
+from brainstore.errors import Conflict, Corrupt, NotFound, Unsupported
+from brainstore.journal import deletion_fact, live_fact
+from brainstore.records import Intent, Manifest, Target, Tombstone, now
 from brainstore.registry import Registry
+from brainstore.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,23 @@ def put_intent(
     registry.store.put(intent_key(write_id), intent.encode())
 
 
+@contextmanager
+def announced(registry: Registry, version: Version) -> Iterator[None]:
+    """Inside, the version is deleted: should we die there, others finish what was begun.
+
+    The intent stays when the store fails inside; a refusal has left nothing to finish.
+    """
+    write_id = new_ulid()
+    target = Target(name=version.name, version=version.version)
+    put_intent(registry, write_id, [target], [], exact=True)
+    try:
+        yield
+    except (Conflict, NotFound):
+        remove_intent(registry, write_id)
+        raise
+    remove_intent(registry, write_id)
+
+
 def remove_intent(registry: Registry, write_id: str) -> None:
     registry.store.delete(intent_key(write_id))
 
@@ -56,9 +75,10 @@ def finish_abandoned(
 ) -> list[str]:
     """Publish versions whose saver died after the commit; return their names.
 
-    Looks for the write id of each old intent among the manifests from its target up. An
-    intent whose save never committed stays, for the collector to judge; `judged` learns
-    of it, and those that it knows are passed over.
+    Looks for the write id of each old intent among the manifests from its target up. What a
+    sync, a deletion, a restoration or a move has done and not told is told, too. An intent
+    whose save never committed stays, for the collector to judge; `judged` learns of it,
+    and those that it knows are passed over.
     """
     judged = set() if judged is None else judged
     finished: list[str] = []
@@ -70,7 +90,7 @@ def finish_abandoned(
         judged.add(entry.key)
         try:
             _finish(registry, entry.key, finished)
-        except Corrupt as error:
+        except (Corrupt, Unsupported) as error:
             # One damaged record must not keep the others from being finished.
             _log.warning("%s", error)
     return finished
@@ -83,7 +103,12 @@ def _finish(registry: Registry, key: str, finished: list[str]) -> None:
     intent = Intent.decode(stored.body, key)
     if intent.write_id != parse_intent_key(key):
         raise Corrupt(f"{key} holds the intent {intent.write_id!r:.40}. Run: brainstore fsck")
-    if any(_publish(registry, intent, target, finished) for target in intent.targets):
+    is_done = [_publish(registry, intent, target, finished) for target in intent.targets]
+    if intent.exact:
+        for name in {target.name for target in intent.targets}:
+            registry.pointers.record_all_again(name)
+    # An exact one that protects nothing has no other use.
+    if any(is_done) or (intent.exact and not intent.digests):
         remove_intent(registry, intent.write_id)
 
 
@@ -102,4 +127,15 @@ def _publish(registry: Registry, intent: Intent, target: Target, finished: list[
             finished.append(str(version))
             # A sync may be on its way to another version still.
             return not intent.exact
+        if found is None and intent.exact:
+            _publish_deletion(registry, stored.record)
     return False
+
+
+def _publish_deletion(registry: Registry, record: Manifest | Tombstone) -> None:
+    assert isinstance(record, Tombstone)
+    if record.replaced_digest is not None:
+        registry.journal.record(*deletion_fact(record))
+        registry.pointers.retreat_latest(
+            Version(record.name, record.version, record.replaced_digest)
+        )

@@ -57,6 +57,12 @@ def live_fact(
     return fact, FactBody(row=manifest.row(digest), at=record.at, by=record.by)
 
 
+def deletion_fact(tombstone: Tombstone) -> tuple[Fact, FactBody]:
+    """Return the fact that the version was deleted, and its body."""
+    fact = Fact(new_ulid(), "delete", tombstone.name, tombstone.version, tombstone.generation)
+    return fact, FactBody(at=tombstone.at, by=tombstone.by)
+
+
 class Journal:
     """The index of a zoo, as its store keeps it."""
 

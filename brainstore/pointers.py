@@ -9,6 +9,7 @@ from brainstore.address import (
     Digest,
     Fact,
     Name,
+    intent_key,
     new_ulid,
     parse_pointer_key,
     pointer_key,
@@ -16,7 +17,7 @@ from brainstore.address import (
 from brainstore.errors import AlreadyExists, BadReference, Conflict, Corrupt, NotFound
 from brainstore.journal import Journal
 from brainstore.quality import Gate
-from brainstore.records import FactBody, Pointer, now
+from brainstore.records import FactBody, Intent, Pointer, Target, now
 from brainstore.storage.base import ABSENT, Store, Token
 from brainstore.versions import Version, Versions
 
@@ -177,8 +178,11 @@ class Pointers:
         if before == after:
             return after
         # A deleter reads the pointers after its tombstone; one of us sees the other.
-        if to is not None and not self._versions.is_live(to):
+        is_gone = to is not None and not self._versions.is_live(to)
+        if to is not None and is_gone:
             self.step_back(after, to, f"{to} is deleted")
+        self._store.delete(intent_key(after.write_id))
+        if is_gone:
             raise NotFound(f"{to} was deleted while {alias} moved to it; {alias} is back")
         return after
 
@@ -200,11 +204,18 @@ class Pointers:
             undoes=undone,
         )
         self._record_move(after)
+        self._store.delete(intent_key(after.write_id))
 
     def _before_move(self, pointer: Pointer) -> Version | None:
         """Return where the pointer was before its last move, if that is live still."""
         number = pointer.moves[-1].from_version
         return None if number is None else self._versions.live(pointer.name, number)
+
+    def record_all_again(self, name: Name) -> None:
+        """Record the last move of every alias of the model once more. Safe to repeat."""
+        for pointer in self.all_of(name):
+            if pointer.ref != LATEST:
+                self._record_move(pointer)
 
     def record_again(self, name: Name, alias: Alias) -> None:
         """Record the last move once more: who made it may have died before it was."""
@@ -254,13 +265,28 @@ class Pointers:
                 gate=gate,
                 undoes=undoes,
             )
+            self._announce(moved, {before.version, number})
             try:
                 expect = found[1] if found else ABSENT
                 self._store.put(pointer_key(name, alias), moved.encode_readable(), expect=expect)
             except (Conflict, AlreadyExists):
+                self._store.delete(intent_key(write_id))
                 continue
             return before, moved
         raise Conflict(f"{name}:{alias} kept moving; nothing of ours was stored. Try again")
+
+    def _announce(self, moved: Pointer, numbers: set[int | None]) -> None:
+        """Say what is about to move: should we die before the move is recorded, others do it."""
+        targets = tuple(Target(name=moved.name, version=n) for n in numbers if n is not None)
+        intent = Intent(
+            write_id=moved.write_id,
+            created_at=now(),
+            by=self._by,
+            targets=targets,
+            digests=(),
+            exact=True,
+        )
+        self._store.put(intent_key(moved.write_id), intent.encode())
 
     def _record_move(self, pointer: Pointer) -> None:
         fact = Fact(

@@ -8,6 +8,7 @@ that this version does not know are ignored; a higher `format` is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,6 +22,8 @@ FORMAT = 1
 KEPT_MOVES = 32
 KEPT_CHANGES = 32
 MAX_BLOB_BYTES = 2**44
+MAX_LEVELS = 300
+"""A structure is nested 128 levels deep at most, and takes two of JSON for one of its own."""
 
 
 def now() -> str:
@@ -32,6 +35,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Anything that is stored as JSON."""
 
     format: int = FORMAT
+
+    @property
+    def loose(self) -> Iterable[Any]:
+        """What of the record is JSON of any form."""
+        return ()
 
     def encode(self) -> bytes:
         """Return the canonical JSON of the record."""
@@ -60,6 +68,7 @@ def _decode(body: bytes, kind: type[R] | Any, where: str) -> R:
         found = _DECODERS[_Format].decode(body).format
         if found <= FORMAT:
             record: R = _DECODERS[kind].decode(body)
+            _require_shallow(record.loose if isinstance(record, Record) else (), MAX_LEVELS)
             return record
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(
@@ -70,6 +79,18 @@ def _decode(body: bytes, kind: type[R] | Any, where: str) -> R:
         f"{where} has format {found}; this brainstore reads up to {FORMAT}. "
         "Upgrade: pip install -U brainstore"
     )
+
+
+def _require_shallow(values: Iterable[Any], levels: int) -> None:
+    """Raise RecursionError if something is nested so deep that no save has written it.
+
+    What can be read here could not be written again, or shown, where less of the stack is left.
+    """
+    for value in values:
+        if value and isinstance(value, dict | list):
+            if levels == 0:
+                raise RecursionError(f"nested deeper than {MAX_LEVELS} levels")
+            _require_shallow(value.values() if isinstance(value, dict) else value, levels - 1)
 
 
 class _Format(msgspec.Struct):
@@ -189,6 +210,10 @@ class Manifest(Record, frozen=True, kw_only=True, tag="manifest", tag_field="kin
     provenance: dict[str, Any] = {}
     size_bytes: int = 0
     new_bytes: int = 0
+
+    @property
+    def loose(self) -> Iterable[Any]:
+        return (self.meta, self.provenance, *(each.structure for each in self.groups.values()))
 
     @property
     def write_ids(self) -> set[str | None]:
@@ -425,6 +450,10 @@ class Marker(Record, frozen=True, kw_only=True):
     created_at: str
     store: dict[str, Any]
 
+    @property
+    def loose(self) -> Iterable[Any]:
+        return (self.store,)
+
 
 class FactBody(Record, frozen=True, kw_only=True):
     """The body of a journal entry; the row describes the version of a save or restoration."""
@@ -432,6 +461,10 @@ class FactBody(Record, frozen=True, kw_only=True):
     row: dict[str, Any] = {}
     at: str = ""
     by: str = ""
+
+    @property
+    def loose(self) -> Iterable[Any]:
+        return (self.row,)
 
 
 class AliasRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -452,6 +485,10 @@ class Snapshot(Record, frozen=True, kw_only=True):
     models: dict[str, dict[str, Any]] = {}
     aliases: dict[str, dict[str, AliasRow]] = {}
     tombstones: dict[str, int] = {}
+
+    @property
+    def loose(self) -> Iterable[Any]:
+        return self.models.values()
 
 
 prepare(_Format, Manifest | Tombstone, *Record.__subclasses__())

@@ -80,6 +80,8 @@ class Versions:
             return None
         record = decode_version(found.body, f"{self._store.url}/{key}")
         self._require_place(record, name, number)
+        if isinstance(record, Tombstone) and not record.is_fence:
+            _require_kept(record, key)
         return Stored(record, found.body, found.token)
 
     def opened(self, name: Name, number: int, stored: Stored) -> tuple[Version, Manifest] | None:
@@ -145,3 +147,13 @@ class Versions:
                 f"{self._store.url}/{manifest_key(name, number)} holds the record of "
                 f"{record.name}:{record.version}. Run: brainstore fsck"
             )
+
+
+def _require_kept(tombstone: Tombstone, key: str) -> None:
+    """Raise Corrupt unless the tombstone keeps the manifest that it tells of."""
+    found = Digest.of(bytes(tombstone.record))
+    if found != tombstone.replaced_digest:
+        raise Corrupt(
+            f"{key}: the tombstone keeps a manifest that hashes to {found.short}…, expected "
+            f"{tombstone.replaced_digest}. Run: brainstore fsck {tombstone.name}"
+        )

@@ -330,7 +330,30 @@ def test_every_name_on_the_way_is_synced(
     monkeypatch.setattr(disk, "fsync_folder", note)
     store.put("blobs/00/b", b"1", expect=ABSENT)
     root = store.root
-    assert synced == [root.parent, root, root / "blobs", root / "blobs" / "00"]
+    # The first was there, but whoever made it may have died before it was synced.
+    made = [root.parent, root, root / "blobs", root / "blobs" / "00"]
+    assert synced == [root.parent.parent, *made]
+
+
+def test_no_record_is_stored_before_those_that_its_writer_has_read(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "models/ppo/v1/manifest.json"
+    store.put(key, b"of one who may have died before its folder was synced", expect=ABSENT)
+    reader = LocalStore(store.root)
+    reader.put("blobs/00/b", b"", expect=ABSENT)
+    reader.get(key)
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "fsync_folder", synced.append)
+    reader.put("blobs/00/c", b"", expect=ABSENT)
+    folder = (store.root / key).parent
+    assert folder not in synced  # a blob says nothing of any record
+    reader.put("journal/a", b"")
+    assert synced.index(folder) < synced.index(store.root / "journal")
+    assert folder.parent in synced
+    synced.clear()
+    reader.put("journal/b", b"")
+    assert folder not in synced
 
 
 def test_a_swap_syncs_the_folders_that_another_writer_made(
@@ -341,7 +364,7 @@ def test_a_swap_syncs_the_folders_that_another_writer_made(
     monkeypatch.setattr(disk, "fsync_folder", synced.append)
     LocalStore(store.root).put(LATER, b"2", expect=token)
     folder = (store.root / LATER).parent
-    assert {folder, *folder.parents} - {*store.root.parents} == {*synced}
+    assert {folder, *folder.parents} - {*store.root.parent.parents} == {*synced}
 
 
 def test_reusing_a_blob_syncs_it_for_its_writer(

@@ -175,7 +175,9 @@ def _origins(rows: Mapping[tuple[Name, int], Row]) -> Origins:
     """Return the versions here by each full name that they have, or were imported from."""
     found: dict[str, list[tuple[Name, int]]] = {}
     for key, row in rows.items():
-        for origin in {full_name(*key), str(row.get("config", {}).get(IMPORTED_FROM))}:
+        config = row.get("config")
+        told = config.get(IMPORTED_FROM) if isinstance(config, dict) else None
+        for origin in {full_name(*key), str(told)}:
             found.setdefault(origin, []).append(key)
     return found
 

@@ -9,7 +9,7 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from brainstore.dtypes import Array
 from brainstore.errors import BadParams, BadReference, Corrupt, NotFound
 from brainstore.pytree.structure import LEAF, count_leaves, key_text, open_node, unflatten
 from brainstore.tensors import Entry, parse_header, view
+
+MOST_EXPANSION = 16
+MOST_MORE_BYTES = 2**30
+"""How much larger than an .npz file its arrays may be: so many times, and so many bytes."""
 
 _FSCK_HINT = ". Run: brainstore fsck"
 _BAD_FILE = (BadParams, Corrupt, OSError, ValueError, zipfile.BadZipFile, msgspec.MsgspecError)
@@ -83,6 +87,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
         if path.exists() and not zipfile.is_zipfile(path):
             raise BadParams("this is no .npz file, or it is truncated")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            _refuse_bomb(archive.zip.infolist())
             entries = {name: archive[name] for name in archive.files}
     for name, array in entries.items():
         with naming(f"{path}: {name!r}"):
@@ -91,6 +96,17 @@ def _read_npz(path: Path) -> dict[str, Array]:
             dtypes.logical_dtype(array)
             array.flags.writeable = False
     return entries
+
+
+def _refuse_bomb(records: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise BadParams if the arrays would take far more memory than the file; none is read yet."""
+    held = sum(record.compress_size for record in records)
+    claimed = sum(record.file_size for record in records)
+    if claimed > MOST_EXPANSION * held + MOST_MORE_BYTES:
+        raise BadParams(
+            f"its {held:,} bytes claim to hold arrays of {claimed:,}; if they are good, save them "
+            "anew with np.savez, which does not compress"
+        )
 
 
 def nesting(names: Iterable[str], separator: str) -> tuple[Any, dict[str, str]]:

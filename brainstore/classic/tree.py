@@ -260,10 +260,10 @@ def _reports(path: Path) -> tuple[Reported, ...]:
 def _reported(told: dict[str, Any]) -> Reported:
     """Return one report; whether it passes follows from what it holds, and is not read."""
     known = {key: told[key] for key in QualityReport.__struct_fields__ if key in told}
-    checks = [
-        {key: value for key, value in check.items() if key != "is_passed"}
-        for check in known.get("checks", ())
-    ]
+    checks = known.get("checks", [])
+    for check in checks if isinstance(checks, list) else ():
+        if isinstance(check, dict):
+            check.pop("is_passed", None)
     report = QualityReport.of({**known, "checks": checks})
     return Reported(report, told.get("came_with_save") is True)
 

@@ -37,6 +37,7 @@ from brainstore.fsck.remains import (
     under_way,
 )
 from brainstore.fsck.survey import Key, Survey, each, listing, stat_of, survey
+from brainstore.fsck.unfinished import changing, half_made, is_of
 from brainstore.records import GcState
 from brainstore.storage.base import Stat
 from brainstore.zoo import Zoo
@@ -54,6 +55,7 @@ class Check:
         blobs: the sizes of the blobs that were listed, or that the one model names.
         is_zoo: False where there is no zoo, or one of a newer format: nothing is to be
             judged there, nor mended.
+        unfinished: what is not as it should be, and somebody may be at right now. No finding.
         permissions: what we may not read there.
     """
 
@@ -65,6 +67,7 @@ class Check:
         self.survey = Survey()
         self.blobs: dict[Digest, int] = {}
         self.is_zoo = True
+        self.unfinished: list[Finding] = []
         self.permissions = Permissions()
         self._leaves = leaves
         self._progress = progress
@@ -83,6 +86,11 @@ class Check:
             return self.permissions.findings
         self._list()
         has_objects = bool(self._records or self._other or self.blobs)
+        if not (self._records or self._reports or self.blobs or self.name):
+            found = [*half_made(self.zoo, [stat.key for stat in self._other])]
+            if found:
+                self.is_zoo = False
+                return found
         found = [*_marker(self.zoo, has_objects)]
         if any(each.kind == "newer" for each in found) or (found and not has_objects):
             self.is_zoo = False
@@ -175,7 +183,12 @@ class Check:
 
     def _compared(self) -> list[Finding]:
         # In this order: a save removes its intent once it is in the index.
-        running = under_way(self.zoo, self.survey)
+        models = changing(self.zoo)
+        found = self._disagreements(under_way(self.zoo, self.survey))
+        self.unfinished = [each for each in found if is_of(each, models)]
+        return [each for each in found if each not in self.unfinished]
+
+    def _disagreements(self, running: set[Key]) -> list[Finding]:
         pointers = [*pointer_findings(self.survey), *latest_findings(self.survey, running)]
         try:
             index = self.zoo.registry.journal.index()

@@ -102,9 +102,11 @@ class _Work:
         if self._rescue and check.survey.damaged:
             notes = self._rescue.put_back(check.survey)
             check, after = self._look()
-        if any(finding.is_damage or finding.kind == "writable" for finding in after):
+        is_wrong = any(finding.is_damage or finding.kind == "writable" for finding in after)
+        if is_wrong or check.unfinished:
             check.permissions.close_blobs()
-            mend(self._zoo, after, check.survey)
+            # Mending is safe beside those who may be at it, and they may be dead.
+            mend(self._zoo, [*after, *check.unfinished], check.survey)
             check, after = self._look()
         return check, [_noted(each, notes) for each in _compared(before, after)]
 

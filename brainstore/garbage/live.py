@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from brainstore.address import MODELS_PREFIX, Digest, Name, parse_manifest_key
-from brainstore.errors import Corrupt
+from brainstore.errors import Corrupt, Unsupported
 from brainstore.records import Manifest, Tombstone
 from brainstore.storage.base import Stat
 from brainstore.versions import Stored
@@ -37,6 +37,7 @@ class LiveSet:
         self._deleted_before = deleted_before
         self._but = but
         self._seen: set[str] = set()
+        self._indexed = _indexed(zoo)
 
     def read(self) -> None:
         """Add what versions name that are live now, or were deleted too lately.
@@ -44,7 +45,9 @@ class LiveSet:
         Raises:
             Corrupt, Unsupported: a record cannot be read, so what it names is not known.
         """
-        listed = [stat for stat in self._zoo.store.list(MODELS_PREFIX) if self._is_new(stat)]
+        found = list(self._zoo.store.list(MODELS_PREFIX))
+        self._require_all({key for stat in found if (key := parse_manifest_key(stat.key))})
+        listed = [stat for stat in found if self._is_new(stat)]
         for stat, named in zip(listed, self._zoo.in_parallel(self._named, listed), strict=True):
             if named is not None:
                 self.blobs |= named
@@ -59,10 +62,40 @@ class LiveSet:
         key = parse_manifest_key(stat.key)
         assert key is not None
         stored = require_record(self._zoo, key)
+        self._require_indexed(key, stored)
         body = stored.live_body
         if body is None:
             body = buried_body(stored, stat, self._deleted_before)
         return None if body is None else blobs_of(self._zoo.registry.versions.decoded(body, *key))
+
+    def _require_all(self, found: set[Key]) -> None:
+        """Raise Corrupt if the record of a version is missing that the index knows."""
+        for name, number in self._indexed.keys() - found:
+            raise Corrupt(
+                f"{self._zoo.url}: the index knows {name}:{number}, and its record is missing; "
+                f"records are never removed. Run: brainstore fsck {name}"
+            )
+
+    def _require_indexed(self, key: Key, stored: Stored) -> None:
+        """Raise Corrupt if this is not the record that the index was told of.
+
+        What that one named, before it was changed or replaced, would be taken for garbage.
+        """
+        expected = self._indexed.get(key, stored.digest)
+        if expected != stored.digest:
+            raise Corrupt(
+                f"{self._zoo.url}: the record of {key[0]}:{key[1]} hashes to {stored.digest}, and "
+                f"the index names {expected!s:.80}. Run: brainstore fsck {key[0]}"
+            )
+
+
+def _indexed(zoo: Zoo) -> dict[Key, object]:
+    """Return the digest that each live version has by the index, as far as that can be read."""
+    try:
+        rows = zoo.index().rows
+    except (Corrupt, Unsupported):
+        return {}
+    return {key: row["digest"] for key, row in rows.items() if "digest" in row}
 
 
 def buried_body(stored: Stored, stat: Stat, deleted_before: float) -> bytes | None:

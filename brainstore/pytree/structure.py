@@ -173,7 +173,9 @@ def _parse_pair(pair: Any) -> tuple[Any, Any]:
 def _parse_key(key: Any) -> Any:
     try:
         match key:
-            case bool() | int() | str():
+            case bool() | str():
+                return key
+            case int() if -(2**63) <= key < 2**63:
                 return key
             case ["float", str(text)]:
                 return float(text)

@@ -29,7 +29,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, NewType, Protocol
 
-from brainstore.errors import BadReference
+from brainstore.errors import BadReference, Corrupt
 
 Token = NewType("Token", str)
 """Identifies one state of one object; equal tokens mean equal bytes."""
@@ -41,6 +41,9 @@ class Expect(Enum):
     ANYTHING = "anything"
     NOTHING = "nothing"
 
+
+MAX_GET_BYTES: Final = 2**29
+"""What `get` returns at most: the index of a million versions."""
 
 ANYTHING: Final = Expect.ANYTHING
 ABSENT: Final = Expect.NOTHING
@@ -92,7 +95,11 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, key: str) -> Object | None:
-        """Return the object, or None when there is none. Retried; for small objects."""
+        """Return the object, or None when there is none. Retried; for small objects.
+
+        Raises:
+            Corrupt: it is larger than MAX_GET_BYTES, as no record is.
+        """
 
     @abstractmethod
     def get_range(self, key: str, start: int, stop: int) -> bytes:
@@ -202,6 +209,10 @@ class Store(ABC):
         """
         return None
 
+    def access(self) -> dict[str, str]:
+        """Return as whom and by which way we get in, for people to read; never a secret."""
+        return {}
+
     def open(self, key: str) -> int | None:
         """Return a descriptor of the object's file, open for reading; the caller closes it.
 
@@ -228,3 +239,12 @@ def pieces(body: bytes | Body) -> Iterable[memoryview]:
 
 def size_bytes(body: bytes | Body) -> int:
     return len(body) if isinstance(body, bytes) else body.size_bytes
+
+
+def require_gettable(what: str, size_bytes: int) -> None:
+    """Raise Corrupt if an object is so large that `get` is not meant for it."""
+    if size_bytes > MAX_GET_BYTES:
+        raise Corrupt(
+            f"{what} has {size_bytes:,} bytes; no record has more than {MAX_GET_BYTES:,}. "
+            "Run: brainstore fsck"
+        )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import stat as file_type
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
-from brainstore.storage.base import Body, Stat, Token, pieces, size_bytes
+from brainstore.storage.base import Body, Stat, Token, pieces, require_gettable, size_bytes
 from brainstore.storage.compare import Comparison
 
 LEFTOVER_PREFIX = ".tmp-"
@@ -34,6 +36,15 @@ class LinkFound(OSError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.ELOOP, "it is a symbolic link", str(path))
+
+
+def user() -> str:
+    """Return whom the kernel takes us for."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        name = "a user without a name"
+    return f"{name} (uid {os.geteuid()})" if hasattr(os, "geteuid") else name
 
 
 def token_of(body: bytes | Body) -> Token:
@@ -152,9 +163,14 @@ def _ordinary(descriptor: int, name: str) -> int:
     raise FileNotFoundError(errno.ENOENT, "it is no ordinary file", name)
 
 
-def read_file(descriptor: int) -> bytes:
-    """Return all bytes of the open file, and close it."""
+def read_file(descriptor: int, what: str) -> bytes:
+    """Return all bytes of the open file, and close it; `what` names it in errors.
+
+    Raises:
+        Corrupt: it is larger than any record.
+    """
     with os.fdopen(descriptor, "rb") as opened:
+        require_gettable(what, os.fstat(descriptor).st_size)
         return opened.read()
 
 
@@ -211,8 +227,14 @@ def fsync_folder(folder: Path) -> None:
 def make_root(root: Path) -> None:
     """Make `root` and the folders above it that are missing, durably."""
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    # The lowest that is there, too: who made it may not have come to the line that makes it
+    # last. It may also be another user's, whose parent is not ours to read.
+    there = missing[-1].parent if missing else root
+    with suppress(PermissionError):
+        fsync_folder(there.parent)
+    for folder in reversed(missing):
+        with suppress(FileExistsError):
+            folder.mkdir()
         fsync_folder(folder.parent)
 
 

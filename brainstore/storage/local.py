@@ -10,13 +10,14 @@ import os
 import random
 import secrets
 import stat as file_type
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from brainstore.address import BLOBS_PREFIX
+from brainstore.address import BLOBS_PREFIX, MODELS_PREFIX
 from brainstore.errors import (
     AlreadyExists,
     Conflict,
@@ -54,7 +55,9 @@ class LocalStore(Store):
 
     A token is the BLAKE3 digest of the bytes. Creating is `link`, which fails when
     the name is taken; whatever replaces or removes a file holds the lock of its
-    folder meanwhile, so a swap sees a state and replaces that very state.
+    folder meanwhile, so a swap sees a state and replaces that very state. No record
+    reaches the disk before those that its writer has read: one who was killed may have
+    left them visible, but not durable.
     """
 
     parallelism = 4
@@ -65,13 +68,19 @@ class LocalStore(Store):
         self.requests = Counter()
         # Folders known to survive a power cut.
         self._durable: set[Path] = set()
+        # Of records that were read since the last write.
+        self._read_from: set[Path] = set()
+        self._settling = threading.Lock()
 
     def get(self, key: str) -> Object | None:
+        file = self._file(key)
         with self._explained("read", key):
             try:
-                body = disk.read_file(disk.open_below(self.root, self._names(key)))
+                body = self._read(key)
             except disk.ABSENT_ERRORS:
                 return None
+        if key.startswith(MODELS_PREFIX):
+            self._read_from.add(file.parent)
         return Object(body, disk.token_of(body))
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
@@ -91,6 +100,8 @@ class LocalStore(Store):
     def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
         file = self._file(key)
         with self._explained("write", key):
+            if not key.startswith(BLOBS_PREFIX):
+                self._settle_what_was_read()
             if expect is ABSENT:
                 return self._create(key, file, body)
             if expect is ANYTHING:
@@ -171,6 +182,9 @@ class LocalStore(Store):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
+    def access(self) -> dict[str, str]:
+        return {"identity": disk.user()}
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
@@ -180,6 +194,10 @@ class LocalStore(Store):
         except disk.LinkFound as error:
             what = f"Cannot read {key} in {self.url}"
             raise explanation(error, what, is_write=False) from error
+
+    def _read(self, key: str) -> bytes:
+        descriptor = disk.open_below(self.root, self._names(key))
+        return disk.read_file(descriptor, f"{self.url}/{key}")
 
     def _file(self, key: str) -> Path:
         return self.root.joinpath(*self._names(key))
@@ -259,7 +277,7 @@ class LocalStore(Store):
             )
         try:
             with self._locked(file.parent):
-                found = disk.token_of(disk.read_file(disk.open_below(self.root, self._names(key))))
+                found = disk.token_of(self._read(key))
                 if found != expect:
                     raise Conflict(
                         f"{key} in {self.url} was changed by another writer: expected state "
@@ -327,6 +345,15 @@ class LocalStore(Store):
 
     def _refuse_to_leave(self, folder: Path) -> None:
         disk.require_no_links(self.root, folder.relative_to(self.root).parts)
+
+    def _settle_what_was_read(self) -> None:
+        # Whoever finds nothing to do here may rely on it: not before another thread has done it.
+        with self._settling:
+            for folder in list(self._read_from):
+                self._read_from.discard(folder)
+                with suppress(*disk.ABSENT_ERRORS):
+                    disk.fsync_folder(folder)
+                    self._make_folder(folder)
 
     def _make_name_durable(self, key: str, folder: Path) -> None:
         try:

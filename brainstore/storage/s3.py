@@ -39,6 +39,7 @@ from brainstore.storage.base import (
     Store,
     Token,
     pieces,
+    require_gettable,
     size_bytes,
 )
 from brainstore.storage.compare import Comparison
@@ -167,6 +168,9 @@ class S3Store(Store):
             chunk = keys[start : start + _KEYS_PER_DELETION]
             self._call("delete", chunk[0], partial(self._delete_once, chunk))
 
+    def access(self) -> dict[str, str]:
+        return self._call("read", "", self._clients.access)
+
     def close(self) -> None:
         self._clients.close()
 
@@ -180,6 +184,7 @@ class S3Store(Store):
                 return None
             try:
                 async with field_of(reply, "Body") as stream:
+                    require_gettable(f"{self.url}/{key}", reply.get("ContentLength", 0))
                     return Object(await stream.read(), Token(field_of(reply, "ETag")))
             except FAILURES:
                 # botocore retries what comes before the body, not the body.

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from brainstore import deletion
-from brainstore.address import Digest, Name, blob_key, manifest_key, new_ulid
+from brainstore.address import Digest, Name, blob_key, manifest_key
 from brainstore.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unsupported
 from brainstore.index import Index
+from brainstore.journal import save_fact
 from brainstore.records import Manifest, Target
 from brainstore.storage.base import ABSENT, Stat
 from brainstore.sync.plan import Item, Key, batches, body_of, in_parallel, judged, standing
@@ -208,14 +209,16 @@ class Copying:
 
     def _publish(self, item: Item, manifest: Manifest) -> str:
         """Make it listed and `latest`, also where a sync that was killed had not come to it."""
-        row = self._there.rows.get(item.key, {})
+        registry, row = self._target.registry, self._there.rows.get(item.key, {})
         try:
+            # Before it is listed: what both zoos list alike, no other sync looks at.
+            registry.pointers.advance_latest(item.version, manifest.write_id)
             if row.get("digest") == item.version.digest:
-                self._target.registry.pointers.advance_latest(item.version, new_ulid())
-            elif item.standing.fence is not None:
-                deletion.finish_restoration(self._target.registry, *item.key)
+                return ""
+            if item.standing.fence is not None:
+                deletion.finish_restoration(registry, *item.key)
             else:
-                self._target.committer.publish(item.version, manifest)
+                registry.journal.record(*save_fact(manifest, item.version.digest))
         except (Conflict, Corrupt) as error:
             return str(error)
         return ""

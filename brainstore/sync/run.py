@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from brainstore import deletion, marker
 from brainstore.address import LATEST, MARKER_KEY, Alias, Digest, Name, Reference
@@ -88,7 +89,7 @@ def sync(
         Reporting(source, target, ledger).run(
             {key: digests[key] for key in ledger.there(digests)}, everything=not refs
         )
-        following = _Following(source, target, ledger)
+        following = _Following(source, target, there, ledger)
         if aliases:
             following.move_aliases(index, wants, delete)
         following.delete(sorted(wants.deleted))
@@ -141,9 +142,11 @@ def _agreed(index: Index, there: Index) -> dict[Key, Digest]:
 class _Following:
     """What of the source's changes the target follows, once the versions are there."""
 
-    def __init__(self, source: Zoo, target: Zoo, ledger: Ledger) -> None:
+    def __init__(self, source: Zoo, target: Zoo, there: Index, ledger: Ledger) -> None:
+        """`there` is the target's index, which tells what a sync that was killed had not told."""
         self._source = source
         self._target = target
+        self._there = there
         self._ledger = ledger
 
     def move_aliases(self, index: Index, wants: Wanted, delete: bool) -> None:
@@ -170,6 +173,7 @@ class _Following:
         found = self._target.registry.pointers.pointer(name, alias)
         there = (found[0].version, found[0].digest) if found else None
         if there == (pointer.version, pointer.digest) or (there is None and to is None):
+            self._tell_again(name, alias, found[0].generation if found else 0)
             return
         past = {(move.to_version, move.to_digest) for move in pointer.moves}
         if there is not None and there not in past:
@@ -183,6 +187,15 @@ class _Following:
             self._ledger.tell(name, number, "conflict", str(error))
         else:
             self._ledger.tell(name, number, "moved", f"{name}:{alias}")
+
+    def _tell_again(self, name: Name, alias: Alias, generation: int) -> None:
+        known = self._there.aliases.get((name, alias))
+        if (
+            generation
+            and not self._ledger.dry_run
+            and (known is None or known.generation < generation)
+        ):
+            self._target.registry.pointers.record_again(name, alias)
 
     def _swap_alias(self, name: Name, alias: Alias, to: Version | None, now: int | None) -> None:
         why = f"synced from {self._source.url}"
@@ -205,6 +218,16 @@ class _Following:
             elif not tombstone.is_fence:
                 problem = "another version of this number was deleted at the source"
                 self._ledger.tell(*item.key, "conflict", problem)
+        self._finish_deletions(key for key in keys if key not in items)
+
+    def _finish_deletions(self, gone: Iterable[Key]) -> None:
+        """Tell again what is deleted at the target and listed there still."""
+        for key in gone:
+            digest = self._there.rows.get(key, {}).get("digest")
+            if digest and not self._ledger.dry_run:
+                with suppress(NotFound, Conflict):  # not found, as it should be, and the rest done
+                    reference = Reference(*key, digest=Digest(digest).hex)
+                    deletion.delete(self._target, reference)
 
     def _delete(self, version: Version, why: str) -> None:
         reference = Reference(version.name, version.version, digest=version.digest.hex)
