@@ -24,10 +24,12 @@ from faulty_proxy import (
     From,
     Weather,
     faulty_proxy,
+    flip_a_bit,
     lose_reply,
     lose_request,
     pass_on,
     stall,
+    stall_before_the_body,
 )
 from storm import IMPATIENT, Log, Tally, Worker, in_numbers, judge, tree
 from zoos import Found, params, read_raw, same
@@ -37,12 +39,13 @@ from brainstore.cache import Cache
 from brainstore.errors import StoreUnavailable
 from brainstore.fsck import Finding, fsck
 from brainstore.garbage import collect, collector
-from brainstore.storage import open_store
-from brainstore.storage.base import Store
+from brainstore.storage import open_store, s3
+from brainstore.storage.base import ABSENT, Store
 from brainstore.zoo import Zoo
 
 pytestmark = pytest.mark.s3
 
+MIB = 1 << 20
 TIME_OUT_S = 1.0
 # A request is tried three times, the body of a reply as often, and a conditional write six
 # times with reading back. Nobody is that unlucky with so few faults; who hangs takes longer.
@@ -254,6 +257,43 @@ def test_a_server_that_never_answers_ends_in_a_clear_time_out(
         if error is not None:
             assert isinstance(error, StoreUnavailable)
             assert re.search(CLEAR, str(error)), (folder.name, error)
+
+
+def test_a_server_that_stops_reading_an_upload_ends_in_a_clear_time_out(
+    s3_place: S3Place, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+    options = behind(s3_place, proxy, connect_timeout=SHORT_S, read_timeout=SHORT_S, **ONCE)
+    store = open_store(s3_place.url, options)
+    proxy.weather = lambda exchange: stall_before_the_body if exchange.length > MIB else pass_on
+    # More than the buffers of a connection hold.
+    with pytest.raises(StoreUnavailable, match=r"blobs/00/b.*took nothing for 1.2 s"):
+        store.put("blobs/00/b", bytes(48 * MIB), expect=ABSENT)
+    store.close()
+
+
+# Bits that flip on their way
+
+
+def test_a_bit_that_flips_on_its_way_is_noticed(
+    s3_place: S3Place, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    with BrainManager(s3_place.url, storage_options=s3_place.storage_options) as zoo:
+        for seed in (1, 2):
+            zoo.save("ppo", params(seed))
+    cache = Cache(tmp_path / "cache")
+    options = behind(s3_place, proxy)
+    with BrainManager(s3_place.url, storage_options=options, cache=cache) as zoo:
+        pinned = f"ppo:2@{zoo.resolve('ppo:2').digest}"
+        # From the pointer, the manifest or the blob on: the digests of two are known before.
+        for reference, requests in (("ppo", 3), (pinned, 2)):
+            for first in range(requests):
+                cache.prune(0)
+                proxy.weather = From(first, flip_a_bit)
+                with pytest.raises(BrainstoreError):
+                    zoo.load(reference, as_numpy=True)
+            proxy.weather = None
+            assert same(zoo.load(reference, as_numpy=True)[0], params(2))
 
 
 # A collection whose deletions get lost
