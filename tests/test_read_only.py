@@ -162,23 +162,26 @@ def revoked(code: str) -> Fault:
     return reply_with(REVOKED[code], code, forwarded=False)
 
 
-def saved_with_revoked(place: S3Place, name: str, first: int, cache: Path) -> str | Exception:
+def saved_with_revoked(place: S3Place, first: int, cache: Path) -> str | Exception:
     """Save while the `first` request and all after it are denied; return what came of it."""
     with faulty_proxy(place.storage_options["endpoint_url"]) as proxy:
         options = {**place.storage_options, "endpoint_url": proxy.endpoint_url}
         proxy.weather = From(first, revoked(list(REVOKED)[first % len(REVOKED)]))
         with BrainManager(place.url, storage_options=options, cache=Cache(cache)) as zoo:
             try:
-                return zoo.save(name, params(first + 100))
+                return zoo.save(cache.name, params(first + 100))
             except BrainstoreError as error:
                 return error
 
 
 @pytest.mark.s3
+@pytest.mark.parametrize(
+    "firsts", [(0, 2, 4, 5, 7), pytest.param(tuple(range(16)), marks=pytest.mark.soak)], ids=str
+)
 def test_credentials_revoked_in_a_save_are_told_and_leave_nothing_that_a_collection_does_not_remove(
-    s3_place: S3Place, tmp_path: Path
+    s3_place: S3Place, tmp_path: Path, firsts: tuple[int, ...], tally: Callable[..., None]
 ) -> None:
-    names = [f"ppo{first}" for first in range(10)]
+    names = [f"ppo{first}" for first in firsts]
     with BrainManager(
         s3_place.url, storage_options=s3_place.storage_options, cache=Cache(tmp_path / "cache")
     ) as zoo:
@@ -186,17 +189,20 @@ def test_credentials_revoked_in_a_save_are_told_and_leave_nothing_that_a_collect
         with ThreadPoolExecutor(4) as threads:
             came = list(
                 threads.map(
-                    lambda first: saved_with_revoked(
-                        s3_place, names[first], first, tmp_path / names[first]
-                    ),
-                    range(len(names)),
+                    lambda first: saved_with_revoked(s3_place, first, tmp_path / f"ppo{first}"),
+                    firsts,
                 )
             )
         store = zoo.zoo.store
         live = {name for name, _ in read_raw(store).live}
         said = [assert_true(result, name in live) for result, name in zip(came, names, strict=True)]
         assert said[0] == "nothing was committed"
-        assert {"nothing was committed", "is committed", "returned"} <= set(said)
+        tally(
+            "credentials revoked from any request of a save on",
+            cases=len(said) - said.count("returned"),
+            lost=0,
+            unknown=said.count("not known"),
+        )
         collect(zoo.zoo, **AT_ONCE)
         found = read_raw(store)
         named = {digest for record in found.live.values() for digest in record["blobs"]}

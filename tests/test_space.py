@@ -127,8 +127,8 @@ def check(template: Path, disk: BadDisk, work: str) -> bool:
     if work.startswith("save"):
         place = ("ppo", 4) if work == "save" else ("team/other", 1)
         assert_told(error, read_raw(LocalStore(folder)), place)
-    # Who is taken for dead while restoring gives the deleted version a new time of grace.
-    assert_goes_on(folder, collections=2 if work == "undelete" else 1)
+    # Who is taken for dead while deleting or restoring gives the version a new time of grace.
+    assert_goes_on(folder, collections=2 if work in ("delete", "undelete") else 1)
     shutil.rmtree(folder)
     return disk.was_met
 
