@@ -78,7 +78,9 @@ class Crowd:
         task |= {"work": work, "process": number, "seed": number, "names": NAMES}
         few = self.operations if work == "mix" else self.operations // 3
         task |= {"seconds": self.seconds, "operations": few}
-        task |= {"expiry_s": self.expiry_s, "doze": self.doze}
+        # A collection takes many steps, and is to meet many saves.
+        doze = self.doze / 8 if work == "collect" else self.doze
+        task |= {"expiry_s": self.expiry_s, "doze": doze}
         go = PROCESSES.Event()
         return PROCESSES.Process(target=main, args=(task, ready, go)), go
 
