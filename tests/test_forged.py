@@ -17,11 +17,13 @@ from mutations import nested, small_zoo
 from zoos import finish, memory_copy, opened, params, same
 
 from brainstore import BadParams, BrainManager, Corrupt
-from brainstore.address import Fact, Name, blob_key, manifest_key, new_ulid
+from brainstore.address import GC_STATE_KEY, Fact, Name, blob_key, manifest_key, new_ulid
 from brainstore.garbage import collect
 from brainstore.garbage.collector import DAY_S
 from brainstore.intents import finish_abandoned
 from brainstore.pytree import structure
+from brainstore.records import GcState
+from brainstore.storage.local import LocalStore
 from brainstore.storage.memory import MemoryStore
 
 
@@ -185,3 +187,26 @@ def test_a_report_of_no_form_in_a_tree_is_told(tmp_path: Path, checks: Any) -> N
     path.write_text(json.dumps(told))
     with opened(MemoryStore()) as zoo, pytest.raises(BadParams, match="quality_report"):
         zoo.import_zoo(tmp_path)
+
+
+@pytest.mark.parametrize("state", ["deleting", "condemned"])
+def test_a_collection_goes_on_with_no_list_that_names_what_is_needed(
+    store: MemoryStore, tmp_path: Path, state: str
+) -> None:
+    """Nobody but a collection writes the list, and a collection condemns nothing like that."""
+    disk = LocalStore(tmp_path / "zoo")
+    for key, (body, _) in store._shelf.objects.items():
+        disk.put(key, body)
+    with opened(disk) as zoo:
+        listed = [*zoo.manifest("ppo:1").blobs, *zoo.manifest("cut:1").blobs]
+        body = GcState(state=state, generation=9, condemned=tuple(listed)).encode()
+        disk.put(GC_STATE_KEY, body)
+        before = [stat.key for stat in disk.list("blobs/")]
+        if state == "deleting":
+            for _ in range(2):
+                with pytest.raises(Corrupt, match=r"gc/state\.json condemns .* that versions need"):
+                    collect(zoo.zoo, dry_run=False, take_over=True)
+        else:
+            collect(zoo.zoo, dry_run=False, take_over=True)
+        assert [stat.key for stat in disk.list("blobs/")] == before
+        assert zoo.load("ppo:1", as_numpy=True)[1].version == 1
