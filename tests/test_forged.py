@@ -17,12 +17,20 @@ from mutations import nested, small_zoo
 from zoos import finish, memory_copy, opened, params, same
 
 from brainstore import BadParams, BrainManager, Corrupt
-from brainstore.address import GC_STATE_KEY, Fact, Name, blob_key, manifest_key, new_ulid
+from brainstore.address import (
+    GC_STATE_KEY,
+    Fact,
+    Name,
+    blob_key,
+    intent_key,
+    manifest_key,
+    new_ulid,
+)
 from brainstore.garbage import collect
 from brainstore.garbage.collector import DAY_S
 from brainstore.intents import finish_abandoned
 from brainstore.pytree import structure
-from brainstore.records import GcState
+from brainstore.records import GcState, Intent, Target
 from brainstore.storage.local import LocalStore
 from brainstore.storage.memory import MemoryStore
 
@@ -210,3 +218,16 @@ def test_a_collection_goes_on_with_no_list_that_names_what_is_needed(
             collect(zoo.zoo, dry_run=False, take_over=True)
         assert [stat.key for stat in disk.list("blobs/")] == before
         assert zoo.load("ppo:1", as_numpy=True)[1].version == 1
+
+
+def test_an_intent_of_very_many_saves_is_none(store: MemoryStore) -> None:
+    """To give it up, a collection would store a fence for each."""
+    ulid = new_ulid()
+    targets = tuple(Target(name=Name(f"m{number}"), version=1) for number in range(2000))
+    intent = Intent(write_id=ulid, created_at="", by="", targets=targets, digests=())
+    with opened(store) as zoo:
+        store.put(intent_key(ulid), intent.encode())
+        before = {stat.key for stat in store.list("")}
+        with pytest.raises(Corrupt, match="1024"):
+            collect(zoo.zoo, dry_run=False, older_than_s=0, expiry_s=0)
+        assert {stat.key for stat in store.list("")} == before
