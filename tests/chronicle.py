@@ -1,4 +1,4 @@
-"""A crowd at work on two zoos, and what its logs say: histories for `linearizable.py`."""
+"""A crowd at work on two zoos, and what its logs say: histories for `promises.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event, Semaphore
@@ -45,6 +45,8 @@ class Crowd:
     seconds: float
     operations: int = 0
     expiry_s: float = 0
+    doze: float = 0
+    """How often a process sleeps before a step of its store."""
 
     def run(self, works: list[str], kills: int = 0) -> None:
         """Let one process do each of the works, until the time is over or enough is done.
@@ -64,9 +66,8 @@ class Crowd:
                 self._replace(members[works.index("mix") + kill], members[len(works) + kill])
             for process, _ in members:
                 process.join()
-            killed = [process.exitcode for process, _ in members].count(-signal.SIGKILL)
-            assert [process.exitcode for process, _ in members].count(0) == len(members) - killed
-            assert killed == kills
+            ends = sorted(process.exitcode or 0 for process, _ in members)
+            assert ends == [-signal.SIGKILL] * kills + [0] * len(works)
         finally:
             for process, _ in members:
                 process.kill()
@@ -76,7 +77,8 @@ class Crowd:
         task = {ZOO: self.zoo, PARTNER: self.partner, "folder": str(self.folder), "log": log}
         task |= {"work": work, "process": number, "seed": number, "names": NAMES}
         few = self.operations if work == "mix" else self.operations // 3
-        task |= {"seconds": self.seconds, "operations": few, "expiry_s": self.expiry_s}
+        task |= {"seconds": self.seconds, "operations": few}
+        task |= {"expiry_s": self.expiry_s, "doze": self.doze}
         go = PROCESSES.Event()
         return PROCESSES.Process(target=main, args=(task, ready, go)), go
 
@@ -117,7 +119,10 @@ class Chronicle:
         surprises: list[str] = []
         histories: Histories = {name: [] for name in NAMES}
         for log in sorted(folder.glob("*.log")):
-            for name, operation in _operations(log, surprises):
+            # A line that a kill cut short is an operation that did not return.
+            lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
+            surprises += [text for line in lines for text in line.get("surprises", ())]
+            for name, operation in operations(lines, int(log.stem)):
                 histories[name].append(operation)
         written = _written(store)
         for name in NAMES:
@@ -129,11 +134,8 @@ class Chronicle:
         return sum(map(len, self.histories.values()))
 
 
-def _operations(log: Path, surprises: list[str]) -> Iterator[tuple[str, Operation]]:
-    """Yield the operations of one process, with the name of the model."""
-    # A line that a kill cut short is an operation that did not return.
-    lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
-    surprises += [text for line in lines for text in line.get("surprises", ())]
+def operations(lines: Sequence[dict[str, Any]], process: int) -> Iterator[tuple[str, Operation]]:
+    """Yield what the log of one process tells: the name of the model, and the operation."""
     calls = [line for line in lines if "kind" in line]
     returns = [line for line in lines if "outcome" in line]
     for number, call in enumerate(calls):
@@ -142,7 +144,7 @@ def _operations(log: Path, surprises: list[str]) -> Iterator[tuple[str, Operatio
             tuple(call["arguments"]),
             outcome=None,
             start=call["start"],
-            process=int(log.stem),
+            process=process,
         )
         yield call["name"], _returned(begun, *returns[number : number + 1])
 

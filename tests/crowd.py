@@ -20,12 +20,12 @@ from multiprocessing.synchronize import Event, Semaphore
 from tempfile import mkdtemp
 from typing import Any
 
-from zoos import params, same
+from zoos import Call, Proceed, WrappedStore, params, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, NotFound, garbage
 from brainstore.storage import open_store
 
-OpenZoo = Callable[..., BrainManager]
+OpenZoo = Callable[[], BrainManager]
 Write = Callable[[dict[str, Any]], Any]
 
 ZOO, PARTNER = "zoo", "partner"
@@ -34,7 +34,8 @@ SEEDS = 40
 """So few that saves often meet blobs of other versions, deleted and half collected ones."""
 
 LARGE_LEAF = 2**18
-PAUSE_S = 0.2
+PAUSE_S = 0.05
+DOZE_S = 0.3
 WEIGHTS = {
     "save": 18,
     "load": 30,
@@ -71,6 +72,7 @@ class Member:
         self._names = names
         self._chance = random.Random(seed)
         self.known: defaultdict[str, list[int]] = defaultdict(list)
+        self._gone: defaultdict[str, list[int]] = defaultdict(list)
         self._pointed: defaultdict[str, int] = defaultdict(int)
         self._numbers = count()
 
@@ -93,7 +95,8 @@ class Member:
         elif kind == "delete":
             self.do(kind, name, self._version(name), self._chance.random() < 0.3)
         else:
-            self.do(kind, name, self._version(name))
+            gone = self._gone[name][-3:]
+            self.do(kind, name, self._chance.choice([*gone, self._version(name)]))
 
     def _reference(self, name: str, kind: str) -> int | str:
         own = self._version(name) if kind == "load" else "latest"
@@ -145,6 +148,7 @@ class Member:
         return None, ""
 
     def _delete(self, name: str, number: int, force: bool) -> tuple[None, str]:
+        self._gone[name].append(number)
         self.zoo.delete(f"{name}:{number}", force=force)
         return None, ""
 
@@ -156,7 +160,7 @@ class Member:
         listed = [each.rpartition("_v") for each in self.zoo.list_models()]
         numbers = [int(number) for owner, _, number in listed if owner == name]
         # What was deleted is worth a look, too.
-        self.known[name] = sorted({*numbers, *self.known[name][-4:]})
+        self.known[name] = sorted({*numbers, *self._gone[name][-3:]})
         return numbers, ""
 
     def _seen(self, name: str, number: int) -> int:
@@ -174,19 +178,42 @@ def _failed(error: BrainstoreError) -> dict[str, Any]:
     return {"outcome": outcome, "text": text}
 
 
-def mix(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def open_place(task: dict[str, Any], which: str = ZOO) -> BrainManager:
+    """Open the zoo or its partner, with a cache of its own, through a store that may doze."""
+    url, options = task[which]
+    store, chance = open_store(url, options), random.Random(task["seed"])
+
+    def doze(call: Call, proceed: Proceed) -> Any:
+        # Between two steps, where others come in between, most is to be seen.
+        if chance.random() < task["doze"]:
+            time.sleep(chance.uniform(0, DOZE_S))
+        return proceed()
+
+    if task["doze"]:
+        store = WrappedStore(store, doze)
+    return BrainManager(store, cache=mkdtemp(dir=task["folder"]))
+
+
+def mix(task: dict[str, Any], write: Write) -> Generator[None]:
     """Do whatever chance tells."""
-    member = Member(open_zoo, write, task["process"], tuple(task["names"]), task["seed"])
+    import jax  # noqa: F401  # which a save imports, and which takes long
+
+    names = tuple(task["names"])
+    member = Member(lambda: open_place(task), write, task["process"], names, task["seed"])
     try:
+        member.zoo.list_models()
+        yield
         while True:
             yield member.act()
     finally:
         member.zoo.close()
 
 
-def carry(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def carry(task: dict[str, Any], write: Write) -> Generator[None]:
     """Push all that is new to the other zoo."""
-    with open_zoo() as zoo, open_zoo(PARTNER) as partner:
+    with open_place(task) as zoo, open_place(task, PARTNER) as partner:
+        zoo.list_models()
+        yield
         while True:
             report = zoo.push(partner)
             surprises = [str(each) for each in report.conflicts]
@@ -194,9 +221,11 @@ def carry(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[No
             time.sleep(PAUSE_S)
 
 
-def collect(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[None]:
+def collect(task: dict[str, Any], write: Write) -> Generator[None]:
     """Collect garbage without any grace, beside everybody else's collections."""
-    with open_zoo() as zoo, open_zoo(PARTNER) as partner:
+    with open_place(task) as zoo, open_place(task, PARTNER) as partner:
+        zoo.list_models()
+        yield
         for each in cycle((zoo, zoo, partner)):
             removed = given_up = 0
             with suppress(Conflict):
@@ -209,27 +238,22 @@ def collect(task: dict[str, Any], write: Write, open_zoo: OpenZoo) -> Generator[
 
 
 WORK = {work.__name__: work for work in (mix, carry, collect)}
+"""What a process does, step by step; it is ready to begin after the first step."""
 
 
 def main(task: dict[str, Any], ready: Semaphore, go: Event) -> None:
     """Do the task, once the word is given."""
     warnings.simplefilter("error")
-    if task["work"] == "mix":
-        import jax  # noqa: F401  # which a save imports
-
     log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(line: dict[str, Any]) -> None:
         os.write(log, json.dumps(line).encode() + b"\n")
 
-    def open_zoo(which: str = ZOO) -> BrainManager:
-        url, options = task[which]
-        return BrainManager(open_store(url, options), cache=mkdtemp(dir=task["folder"]))
-
-    ready.release()
-    go.wait()
-    until = time.monotonic() + task["seconds"]
-    with closing(WORK[task["work"]](task, write, open_zoo)) as work:
+    with closing(WORK[task["work"]](task, write)) as work:
+        next(work)
+        ready.release()
+        go.wait()
+        until = time.monotonic() + task["seconds"]
         for number, _ in enumerate(work, 1):
             if number == task["operations"] or time.monotonic() > until:
                 break

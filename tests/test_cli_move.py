@@ -238,7 +238,7 @@ def test_cache_ls_prune_and_verify(zoo: BrainManager, tmp_path: Path) -> None:
 
 def test_doctor_finds_nothing_wrong_here(zoo: BrainManager) -> None:
     checks = {check["what"]: check for check in parsed("doctor")}
-    for what in ("python", "numpy", "cache", "zoo", "reachable", "format", "store", "index"):
+    for what in ("python", "numpy", "cache", "zoo", "reachable", "format", "index"):
         assert checks[what]["state"] == "ok", checks[what]
     assert "2 models, 3 versions" in ok("doctor")
 

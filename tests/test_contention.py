@@ -11,7 +11,7 @@ from chronicle import NAMES, Chronicle, Crowd, fences
 from conftest import S3Place
 from contender import compete
 from crowd import tree_of
-from linearizable import problems
+from promises import problems
 from zoos import params, read_raw, same
 
 from brainstore import BrainManager, NotFound
@@ -115,12 +115,11 @@ def test_processes_that_create_the_same_zoo_at_once_share_it(where: Where, tmp_p
 
 def harmful(zoo: BrainManager, *, repair: bool = False) -> list[Finding]:
     """Return what is wrong with the zoo, every blob hashed."""
-    found = fsck(zoo.zoo, repair=repair)
-    return [each for each in found if not (each.is_harmless or each.repaired)]
+    return [each for each in fsck(zoo.zoo, repair=repair) if each.is_damage]
 
 
-def beside(where: Where, folder: str) -> Where:
-    return f"{where[0]}-{folder}", where[1]
+def partner(tmp_path: Path) -> Where:
+    return str(tmp_path / "partner"), {}
 
 
 def assert_mended(where: Where, tmp_path: Path) -> None:
@@ -134,9 +133,9 @@ def assert_mended(where: Where, tmp_path: Path) -> None:
         assert harmful(zoo, repair=True) == []
 
 
-def assert_synced(where: Where, partner: Where, tmp_path: Path) -> None:
+def assert_synced(where: Where, there: Where, tmp_path: Path) -> None:
     """A last sync has nothing to complain of, and both zoos have the same bytes."""
-    with manager(where, tmp_path) as zoo, manager(partner, tmp_path) as other:
+    with manager(where, tmp_path) as zoo, manager(there, tmp_path) as other:
         report = zoo.push(other)
         assert report.conflicts + report.failed == []
         assert set(zoo.list_models()) <= set(other.list_models())
@@ -177,22 +176,23 @@ def work(crowd: Crowd, works: list[str], *, kills: int = 0) -> Chronicle:
 
 
 def test_four_processes_at_everything_see_one_zoo(where: Where, tmp_path: Path) -> None:
-    crowd = Crowd(where, beside(where, "partner"), tmp_path, seconds=60, operations=24)
+    crowd = Crowd(where, partner(tmp_path), tmp_path, 60, operations=24, doze=0.02)
     chronicle = work(crowd, ["mix", "mix", "carry", "collect"])
     assert chronicle.operations >= 2 * 24
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("expiry_s", "kills"), [(2.0, 6), (0.0, 0)])
+@pytest.mark.parametrize(("expiry_s", "doze", "kills"), [(2.0, 0.0, 6), (0.0, 0.05, 0)])
 def test_sixteen_processes_at_everything_see_one_zoo(
     where: Where,
     tmp_path: Path,
     soak_s: float,
     tally: Callable[..., None],
     expiry_s: float,
+    doze: float,
     kills: int,
 ) -> None:
-    crowd = Crowd(where, beside(where, "partner"), tmp_path, seconds=soak_s / 2, expiry_s=expiry_s)
+    crowd = Crowd(where, partner(tmp_path), tmp_path, soak_s / 2, expiry_s=expiry_s, doze=doze)
     chronicle = work(crowd, ["mix"] * 12 + ["collect", "carry"] * 2, kills=kills)
     place = "in a bucket" if where[1] else "on disk"
     tally(

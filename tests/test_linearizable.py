@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
 import pytest
-from linearizable import Operation, problems
+from chronicle import operations
+from crowd import Member
+from linearizable import Operation
+from promises import problems
+from zoos import WrappedStore, opened
+
+from brainstore import AlreadyExists, BrainManager, Conflict, deletion
+from brainstore.address import LATEST, Alias, Fact
+from brainstore.journal import Journal
+from brainstore.pointers import Pointers, _new_pointer
+from brainstore.records import FactBody
+from brainstore.storage.base import ABSENT, ANYTHING, Body, Expect, Store, Token
+from brainstore.storage.memory import MemoryStore
+from brainstore.versions import Version
 
 
 def did(
@@ -162,3 +176,145 @@ def test_the_report_says_what_cannot_be_explained_and_from_where() -> None:
     found = problems([FIRST, SECOND, did(4, 9, "load", 1, to=1), did(5, 6, "load", "latest", to=1)])
     assert len(found) == 1
     assert found[0].startswith("0: load(latest) -> ok 1\n  beside: 0: load(1) -> ok 1\n  from: ")
+
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+def ignore_what_is_expected(patch: pytest.MonkeyPatch) -> None:
+    alias = BrainManager.alias
+    patch.setattr(BrainManager, "alias", lambda zoo, ref, to, expected=None: alias(zoo, ref, to))
+
+
+def keep_latest_for_a_while(patch: pytest.MonkeyPatch) -> None:
+    get_latest, kept = BrainManager.get_latest, dict[str, list[str | None]]()
+
+    def stale(zoo: BrainManager, name: str) -> str | None:
+        if not kept.get(name):
+            kept[name] = [get_latest(zoo, name)] * 4
+        return kept[name].pop()
+
+    patch.setattr(BrainManager, "get_latest", stale)
+
+
+def list_only_what_is_folded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "_facts", lambda journal: [])
+
+
+def leave_latest_on_what_is_deleted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pointers, "retreat_latest", lambda pointers, version: None)
+
+
+def let_latest_go_back(patch: pytest.MonkeyPatch) -> None:
+    """An older version that comes back becomes the latest one."""
+
+    def advance(pointers: Pointers, version: Version, write_id: str) -> None:
+        pointers.forget_latest(version.name)
+        found = pointers.latest(version.name)
+        pointer = found[0] if found else _new_pointer(version.name, Alias(LATEST))
+        newest = max(pointer.newest, version.version)
+        pointers._swap_latest(found, pointer, version.version, version.digest, newest, write_id)
+
+    patch.setattr(Pointers, "advance_latest", advance)
+
+
+def delete_under_aliases(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(deletion, "_aliases_naming", lambda registry, version: [])
+
+
+def restore_without_telling(patch: pytest.MonkeyPatch) -> None:
+    record = Journal.record
+
+    def forgetful(journal: Journal, fact: Fact, body: FactBody) -> None:
+        if fact.kind != "restore":
+            record(journal, fact, body)
+
+    patch.setattr(Journal, "record", forgetful)
+
+
+def load_from_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    load = BrainManager.load
+
+    def mixed_up(zoo: BrainManager, name: str, version: int | str, **options: Any) -> Any:
+        tree, _ = load(zoo, name, 1, **options)
+        return tree, load(zoo, name, version, **options)[1]
+
+    patch.setattr(BrainManager, "load", mixed_up)
+
+
+MUTANTS = [
+    ignore_what_is_expected,
+    keep_latest_for_a_while,
+    list_only_what_is_folded,
+    leave_latest_on_what_is_deleted,
+    let_latest_go_back,
+    delete_under_aliases,
+    restore_without_telling,
+    load_from_elsewhere,
+]
+
+
+class CheckingStore(WrappedStore):
+    """Looks whether it may write, lets others do something, and writes all the same."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
+        meanwhile = self.meanwhile
+        if meanwhile is None or not key.startswith("models/") or expect is ANYTHING:
+            return self.inner.put(key, body, expect=expect)
+        found = self.inner.get(key)
+        if (found.token if found else ABSENT) != expect:
+            raise (AlreadyExists if expect is ABSENT else Conflict)(key)
+        self.meanwhile = None
+        meanwhile()
+        return self.inner.put(key, body)
+
+
+def played(store: Store, acts: int = 200) -> list[Operation]:
+    """Return what two members, who take turns, did to a model in this store."""
+    lines: list[list[dict[str, Any]]] = [[], []]
+    members = [
+        Member(lambda: BrainManager(store), lines[number].append, number, seed=number)
+        for number in range(2)
+    ]
+    members[0].zoo.init()
+    for turn in range(acts):
+        members[turn % 2].act()
+    for member in members:
+        member.zoo.close()
+    return told(lines)
+
+
+def told(logs: list[list[dict[str, Any]]]) -> list[Operation]:
+    return [each for number, log in enumerate(logs) for _, each in operations(log, number)]
+
+
+def test_a_zoo_that_keeps_its_promises_is_explained() -> None:
+    history = played(MemoryStore())
+    assert problems(history) == []
+    assert {each.outcome for each in history} == {"ok", "NotFound", "Conflict"}
+
+
+@pytest.mark.parametrize("mutate", MUTANTS)
+def test_a_zoo_that_breaks_a_promise_is_found(mutate: Mutate, monkeypatch: Any) -> None:
+    mutate(monkeypatch)
+    assert problems(played(MemoryStore()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [("save", [("a",), ("b",)]), ("alias", [(2, 1), (3, 1)])]
+)
+def test_a_store_that_checks_and_then_writes_is_found(
+    kind: str, arguments: list[tuple[Any, ...]]
+) -> None:
+    store, logs = CheckingStore(MemoryStore()), list[list[dict[str, Any]]]([[], []])
+    with opened(store) as one, opened(store) as two:
+        first, second = Member(lambda: one, logs[0].append), Member(lambda: two, logs[1].append)
+        for mark in ("x", "y", "z"):
+            first.do("save", "ppo", mark)
+        first.do("alias", "ppo", 1, 0)
+        store.meanwhile = lambda: second.do(kind, "ppo", *arguments[1])
+        first.do(kind, "ppo", *arguments[0])
+    assert [log[-1]["outcome"] for log in logs] == ["ok", "ok"]
+    assert problems(told(logs))

@@ -103,6 +103,18 @@ def test_a_folder_we_may_not_write_is_read_only(
     assert store.get(LATER).body == b"before"
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+def test_a_write_whose_unfinished_name_cannot_be_removed_has_happened(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", failing(number))
+        token = store.put("blobs/00/b", b"ours", expect=ABSENT)
+    assert store.get("blobs/00/b").token == token
+    assert [store.discard(leftover) for leftover in store.leftovers()] == [None]
+    assert leftovers(store) == []
+
+
 def _open_for_reading_only(number: int) -> Callable[..., object]:
     real = os.open
 

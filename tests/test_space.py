@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +18,7 @@ import pytest
 from zoos import Found, finish, opened, params, read_raw, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, NotFound
-from brainstore.errors import StoreUnavailable
+from brainstore.errors import ReadOnly, StoreUnavailable
 from brainstore.fsck import Finding, fsck
 from brainstore.garbage import collect
 from brainstore.storage.base import Store
@@ -30,10 +33,10 @@ CHANGES = (*TAKES_SPACE, "unlink")
 
 
 class BadDisk:
-    """From the `at`-th call on, or only then, what changes files below `root` fails."""
+    """From the `at`-th call on, or only then, what changes files in `folder` fails."""
 
-    def __init__(self, root: Path, code: int, at: int, *, for_ever: bool = True) -> None:
-        self._root, self._code, self._at, self._for_ever = str(root), code, at, for_ever
+    def __init__(self, folder: Path, code: int, at: int, *, for_ever: bool = True) -> None:
+        self.folder, self.code, self._at, self._for_ever = folder, code, at, for_ever
         self._calls, self._lock = 0, threading.Lock()
         self._changing = TAKES_SPACE if code == errno.ENOSPC else CHANGES
 
@@ -51,7 +54,7 @@ class BadDisk:
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(first: Any, *rest: Any, **options: Any) -> Any:
             if self._concerns(name, first, *rest) and self._fails():
-                raise OSError(self._code, os.strerror(self._code), str(first))
+                raise OSError(self.code, os.strerror(self.code), str(first))
             return real(first, *rest, **options)
 
         return call
@@ -60,7 +63,7 @@ class BadDisk:
         if name == "open" and not rest[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return False
         # What has a descriptor is the store's: nobody else writes by one in these tests.
-        return isinstance(first, int) or os.fspath(first).startswith(self._root)
+        return isinstance(first, int) or os.fspath(first).startswith(str(self.folder))
 
     def _fails(self) -> bool:
         with self._lock:
@@ -155,14 +158,14 @@ def assert_nothing_left(store: Store, folder: Path) -> None:
     assert list(folder.rglob(".tmp-*")) == []
 
 
-def check_full(template: Path, folder: Path, work: str, at: int, *, for_ever: bool) -> bool:
-    """Let the disk be full from the `at`-th call on; return whether it came so far."""
+def check(template: Path, disk: BadDisk, work: str) -> bool:
+    """Do the work on a bad disk; return whether it was met."""
+    folder = disk.folder
     shutil.copytree(template, folder)
-    disk = BadDisk(folder, errno.ENOSPC, at, for_ever=for_ever)
     error = attempt(folder, work, disk)
     if error is not None:
-        assert isinstance(error, StoreUnavailable), repr(error)
-        assert "disk full" in str(error), repr(error)
+        assert isinstance(error, StoreUnavailable | ReadOnly), repr(error)
+        assert re.search(TOLD[disk.code], str(error)), repr(error)
     if work.startswith("save"):
         place = ("ppo", 4) if work == "save" else ("team/other", 1)
         assert_told(error, read_raw(LocalStore(folder)), place)
@@ -172,10 +175,19 @@ def check_full(template: Path, folder: Path, work: str, at: int, *, for_ever: bo
     return disk.was_met
 
 
-def sweep(template: Path, folder: Path, work: str, *, step: int, for_ever: bool) -> int:
-    """Let the disk be full from each `step`-th call on; return how many times it was."""
+TOLD = {
+    errno.ENOSPC: "disk full",
+    errno.EROFS: "Read-only file system",
+    errno.EIO: "Input/output error",
+}
+
+
+def sweep(
+    template: Path, folder: Path, work: str, code: int, *, step: int = 1, for_ever: bool = True
+) -> int:
+    """Let the disk go bad at each `step`-th call; return how many times it did."""
     for at in range(0, MOST_CALLS, step):
-        if not check_full(template, folder, work, at, for_ever=for_ever):
+        if not check(template, BadDisk(folder, code, at, for_ever=for_ever), work):
             return at // step
     raise AssertionError("the work never ends")
 
@@ -185,15 +197,150 @@ def test_a_full_disk_is_told_and_leaves_nothing_that_a_collection_does_not_remov
     template: Path, tmp_path: Path, work: str
 ) -> None:
     step = 2 if work == "save" else 7
-    assert sweep(template, tmp_path / "zoo", work, step=step, for_ever=True) > 1
+    assert sweep(template, tmp_path / "zoo", work, errno.ENOSPC, step=step) > 1
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO], ids=["read-only", "broken"])
+def test_a_disk_that_goes_bad_in_a_save_is_told_truly(
+    template: Path, tmp_path: Path, code: int
+) -> None:
+    assert sweep(template, tmp_path / "zoo", "save", code, step=4) > 1
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
-@pytest.mark.parametrize("work", WORK)
-def test_a_disk_that_is_full_at_any_call_loses_nothing(
-    template: Path, tmp_path: Path, work: str, *, for_ever: bool, tally: Callable[..., None]
+@pytest.mark.parametrize("code", TOLD, ids=["full", "read-only", "broken"])
+def test_a_disk_that_goes_bad_at_any_call_loses_nothing(
+    template: Path, tmp_path: Path, code: int, tally: Callable[..., None]
 ) -> None:
-    cases = sweep(template, tmp_path / "zoo", work, step=1, for_ever=for_ever)
-    assert cases > 2
-    tally(f"a disk full {'from' if for_ever else 'at'} any call of: {work}", cases=cases, lost=0)
+    cases = 0
+    for work in WORK:
+        step = 1 if work == "save" else 3
+        for for_ever in (False, True):
+            folder = tmp_path / "zoo"
+            cases += sweep(template, folder, work, code, step=step, for_ever=for_ever)
+    assert cases > 4 * len(WORK)
+    tally(f"a disk that says: {os.strerror(code)}, once or for ever", cases=cases, lost=0)
+
+
+# A disk that really is full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 256 KiB; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip("a filesystem cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free_pages", range(9))
+def test_a_save_on_a_disk_with_little_space_is_whole_or_nothing(
+    template: Path, small_disk: Path, free_pages: int
+) -> None:
+    folder = small_disk / "zoo"
+    shutil.copytree(template, folder)
+    fill(small_disk / "filler", but=free_pages * os.sysconf("SC_PAGESIZE"))
+    error = None
+    with opened(folder) as zoo:
+        try:
+            zoo.save("ppo", params(4))
+        except StoreUnavailable as raised:
+            error = raised
+            assert "disk full" in str(error)
+    (small_disk / "filler").unlink()
+    assert error or free_pages > 1
+    assert_told(error, read_raw(LocalStore(folder)), ("ppo", 4))
+    assert_goes_on(folder)
+
+
+def fill(file: Path, *, but: int) -> None:
+    """Take all the space of the disk but that many bytes."""
+    with file.open("wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(bytes(4096)):
+            continue
+    found = os.statvfs(file)
+    assert found.f_bavail == 0
+    os.truncate(file, file.stat().st_size - but)
+
+
+# The same, by failing the system calls of a real process
+
+SAVER = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from zoos import params
+from brainstore import BrainManager, BrainstoreError
+with BrainManager(sys.argv[1]) as zoo:
+    try:
+        said = zoo.save("ppo", params(4))
+    except BrainstoreError as error:
+        said = "\\n".join([str(error), *error.__notes__])
+# Not by a call that is made to fail.
+os.writev(1, [said.encode()])
+"""
+CALLS = ["write", "mkdir", "link", "fsync", "rename"]
+
+
+def failing(zoo: Path, call: str, when: int) -> tuple[bool, str]:
+    """Save in a process whose `when`-th such call, and all after it, find the disk full.
+
+    Returns whether it came so far, and what the save said.
+    """
+    log = zoo.parent / "strace.log"
+    done = subprocess.run(
+        [
+            "strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}",
+            "-e", f"inject={call}:error=ENOSPC:when={when}+",
+            sys.executable, "-c", SAVER, str(zoo), str(Path(__file__).parent),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return "INJECTED" in log.read_text(), done.stdout
+
+
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="strace, which makes system calls fail, is missing"
+)
+
+
+def check_failing(template: Path, zoo: Path, call: str, when: int) -> bool:
+    shutil.copytree(template, zoo)
+    was_met, said = failing(zoo, call, when)
+    found = read_raw(LocalStore(zoo))
+    is_there = ("ppo", 4) in found.live
+    assert is_there or "nothing was committed" in said or "not known" in said, said
+    assert not is_there or said == "ppo_v4" or "is committed" in said or "not known" in said, said
+    assert said == "ppo_v4" or "disk full" in said, said
+    assert_goes_on(zoo)
+    shutil.rmtree(zoo)
+    return was_met
+
+
+@needs_strace
+def test_a_process_whose_disk_is_full_says_what_has_become_of_its_save(
+    template: Path, tmp_path: Path
+) -> None:
+    assert check_failing(template, tmp_path / "zoo", "rename", 1)
+
+
+@needs_strace
+@pytest.mark.soak
+@pytest.mark.parametrize("call", CALLS)
+def test_a_process_whose_disk_is_full_from_any_system_call_on_tells_the_truth(
+    template: Path, tmp_path: Path, call: str, tally: Callable[..., None]
+) -> None:
+    when = 1
+    while when < 30 and check_failing(template, tmp_path / "zoo", call, when):
+        when += 1
+    assert when > 1
+    tally(f"a real process whose {call} finds the disk full", cases=when - 1, lost=0)

@@ -130,7 +130,8 @@ class CrashingStore(WrappedStore):
     def __init__(self, inner: Store, at: int, *, after: bool) -> None:
         super().__init__(inner, self._maybe_crash)
         self.at, self.after, self.has_crashed = at, after, False
-        self._crash_lock = threading.Lock()
+        # A body that is stored may be read through this store, too.
+        self._crash_lock = threading.RLock()
 
     def _maybe_crash(self, call: Call, proceed: Proceed) -> Any:
         # One call at a time, so that no call takes effect once the world has stopped.

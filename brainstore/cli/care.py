@@ -99,11 +99,19 @@ def _removed(call: Call, blobs: list[Cached], word: str) -> None:
 
 
 @verb("doctor")
-def doctor(call: Call) -> None:
-    """Check this machine and the zoo, with ways to mend it."""
+@click.option("--quick", is_flag=True, help="Do not measure how fast the store is.")
+@click.option(
+    "--probe", is_flag=True,
+    help="Try again whether the store decides between several writers.",
+)  # fmt: skip
+def doctor(call: Call, quick: bool, probe: bool) -> None:
+    """Check this machine and the zoo, with ways to mend it.
+
+    Writes a few objects below probe/ in the zoo, and removes them again.
+    """
     from brainstore.cli.checks import checks
 
-    found = checks(call)
+    found = checks(call, quick=quick, probe=probe)
     if call.as_json:
         render.print_json(found)
     else:

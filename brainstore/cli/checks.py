@@ -8,20 +8,20 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from brainstore import __version__, settings
+from brainstore import __version__, marker, settings
 from brainstore.cli import render
-from brainstore.cli.app import code_of, lines_of
 from brainstore.cli.codes import OTHER
-from brainstore.errors import BrainstoreError, NoZoo
+from brainstore.cli.diagnosis import BAD, NOTE, OK, Check, safely
+from brainstore.cli.trials import Trials
+from brainstore.errors import NoZoo
 
 if TYPE_CHECKING:
     from brainstore.cli.app import Call
+    from brainstore.zoo import Zoo
 
-OK, NOTE, BAD = "ok", "note", "problem"
 _OLDEST_PYTHON = (3, 11)
 _USER_EXTRAS = ("s3", "flax")
 _REQUIREMENT = re.compile(
@@ -29,36 +29,21 @@ _REQUIREMENT = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at; `code` is what doctor exits with because of it."""
+def checks(call: Call, *, quick: bool = False, probe: bool = False) -> list[Check]:
+    """Return what was found, of this machine first.
 
-    state: str
-    what: str
-    text: str
-    fix: str = ""
-    code: int = 0
-
-
-def checks(call: Call) -> list[Check]:
-    """Return what was found, of this machine first."""
+    Args:
+        quick: do not measure speed.
+        probe: try whether the store decides conditional writes, also where that was seen.
+    """
     steps: dict[str, Callable[[], Iterator[Check]]] = {
         "python": _python,
         "packages": _packages,
         "offline": _offline,
         "cache": _cache,
-        "zoo": lambda: _zoo(call),
+        "zoo": lambda: _zoo(call, quick, probe),
     }
-    return [check for what, step in steps.items() for check in _safely(what, step)]
-
-
-def _safely(what: str, step: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    try:
-        yield from step()
-    except (BrainstoreError, OSError, ModuleNotFoundError) as error:
-        line, *notes = lines_of(error)
-        text = line.removeprefix("error: ")
-        yield Check(BAD, what, text, " ".join(notes), code_of(error))
+    return [check for what, step in steps.items() for check in safely(what, step)]
 
 
 def _python() -> Iterator[Check]:
@@ -124,23 +109,27 @@ def _cache() -> Iterator[Check]:
         yield Check(BAD, "cache", f"{existing} cannot be written", fix, OTHER)
 
 
-def _zoo(call: Call) -> Iterator[Check]:
-    from brainstore import marker
-
+def _zoo(call: Call, quick: bool, probe: bool) -> Iterator[Check]:
     zoo = call.open().zoo
     yield Check(OK, "zoo", f"{zoo.url}, {'remote' if zoo.store.is_remote else 'on this machine'}")
     started = time.perf_counter()
+    found = None
     try:
         found = marker.require(zoo.store)
     except NoZoo:
         fix = f"brainstore --zoo {call.zoo_url} init"
         yield Check(NOTE, "format", "reachable, and there is no zoo there yet", fix)
-        return
-    spent_ms = 1000 * (time.perf_counter() - started)
-    yield Check(OK, "reachable", f"in {spent_ms:.0f} ms")
-    since = render.when(found.created_at)
-    yield Check(OK, "format", f"{found.format}, zoo {found.zoo_id} since {since} UTC")
-    yield Check(OK, "store", ", ".join(f"{key} {value}" for key, value in found.store.items()))
+    if found is not None:
+        spent_ms = 1000 * (time.perf_counter() - started)
+        yield Check(OK, "reachable", f"in {spent_ms:.0f} ms")
+        since = render.when(found.created_at)
+        yield Check(OK, "format", f"{found.format}, zoo {found.zoo_id} since {since} UTC")
+    yield from Trials(zoo.store, found, quick=quick, probe=probe).run()
+    if found is not None:
+        yield from safely("index", lambda: _index(zoo))
+
+
+def _index(zoo: Zoo) -> Iterator[Check]:
     versions = zoo.index(rows=False).versions()
     models = render.counted(len({name for name, _ in versions}), "model")
     yield Check(OK, "index", f"{models}, {render.counted(len(versions), 'version')}")

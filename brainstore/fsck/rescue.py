@@ -80,9 +80,12 @@ class Rescue:
     def _send(
         self, sizes: Mapping[Digest, int], owners: Mapping[Digest, str], present: set[Digest]
     ) -> dict[Digest, str]:
-        """Store these blobs, as far as they are missing; return what is wrong with the others."""
+        """Store what is missing of these blobs; return what is wrong with those that failed."""
+        missing = self._missing(sizes)
+        present.update(sizes.keys() - set(missing))
         stop, problems = threading.Event(), dict[Digest, str]()
-        step = Step("fetched", 0, len(sizes), total_bytes=sum(sizes.values()))
+        total_bytes = sum(sizes[digest] for digest in missing)
+        step = Step("fetched", 0, len(missing), total_bytes=total_bytes)
         course = Course(step, self.progress)
 
         def send(digest: Digest) -> None:
@@ -96,11 +99,17 @@ class Rescue:
             course.go_on(size_bytes=sizes[digest])
 
         try:
-            each(self.zoo, send, sorted(sizes), course)
+            each(self.zoo, send, missing, course)
         except BaseException:
             stop.set()
             raise
         return problems
+
+    def _missing(self, sizes: Mapping[Digest, int]) -> list[Digest]:
+        digests = sorted(sizes)
+        stats = each(self.zoo, lambda digest: self.zoo.store.settle(blob_key(digest)), digests)
+        found = zip(digests, stats, strict=True)
+        return [d for d, stat in found if stat is None or stat.size_bytes != sizes[d]]
 
     def put_back(self, seen: Survey) -> dict[str, str]:
         """Put back the manifests that cannot be read; return why not, by key, for the others.

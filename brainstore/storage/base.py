@@ -209,6 +209,10 @@ class Store(ABC):
         """
         return None
 
+    def access(self) -> dict[str, str]:
+        """Return as whom and by which way we get in, for people to read; never a secret."""
+        return {}
+
     def open(self, key: str) -> int | None:
         """Return a descriptor of the object's file, open for reading; the caller closes it.
 

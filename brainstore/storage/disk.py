@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import stat as file_type
 import sys
@@ -35,6 +36,15 @@ class LinkFound(OSError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.ELOOP, "it is a symbolic link", str(path))
+
+
+def user() -> str:
+    """Return whom the kernel takes us for."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        name = "a user without a name"
+    return f"{name} (uid {os.geteuid()})" if hasattr(os, "geteuid") else name
 
 
 def token_of(body: bytes | Body) -> Token:

@@ -182,6 +182,9 @@ class LocalStore(Store):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
+    def access(self) -> dict[str, str]:
+        return {"identity": disk.user()}
+
     def path(self, key: str) -> Path | None:
         return self._file(key) if key else self.root
 
@@ -312,7 +315,9 @@ class LocalStore(Store):
                 os.close(descriptor)
             yield temporary, token
         finally:
-            with suppress(FileNotFoundError):
+            # The write has its own outcome, which a name that stays must not hide: nobody sees
+            # it, and a collection removes it.
+            with suppress(OSError):
                 os.unlink(temporary)
 
     def _check_length(self, key: str, descriptor: int, body: bytes | Body) -> None:

@@ -100,6 +100,9 @@ class MirroredStore(Store):
     def path(self, key: str) -> Path | None:
         return self._inner.path(key)
 
+    def access(self) -> dict[str, str]:
+        return self._inner.access()
+
     def open(self, key: str) -> int | None:
         return self._inner.open(key)
 

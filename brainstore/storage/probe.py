@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,15 +26,26 @@ def probe(store: Store) -> dict[str, Any]:
         Unsupported: the store ignores a condition, or lets two writers win. The message
             says at which step, and what was seen.
     """
-    key = f"{PROBE_PREFIX}{new_ulid().lower()}"
-    with _removed_afterwards(store, key):
-        _probe_create(store, f"{key}/create")
-        _probe_swap(store, f"{key}/swap")
-        _probe_missing(store, f"{key}/missing")
-        _probe_race_of_creates(store, f"{key}/race-create")
-        _probe_race_of_swaps(store, f"{key}/race-swap")
+    for _, problem in tried(store):
+        if problem is not None:
+            raise problem
     probed_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"create": True, "swap": True, "race": _RACERS, "probed_at": probed_at}
+
+
+def tried(store: Store) -> Iterator[tuple[str, BrainstoreError | None]]:
+    """Yield each ability that sharing needs, and what is wrong with it, or None.
+
+    Each is tried when it is asked for; all that was written is removed at the end.
+    """
+    with probe_key(store) as key:
+        for ability, (place, trial) in _TRIALS.items():
+            try:
+                trial(store, f"{key}/{place}")
+            except BrainstoreError as error:
+                yield ability, error
+            else:
+                yield ability, None
 
 
 def _probe_create(store: Store, key: str) -> None:
@@ -107,12 +118,31 @@ def _require(holds: bool, step: str, seen: str) -> None:
         )
 
 
+_TRIALS: dict[str, tuple[str, Callable[[Store, str], None]]] = {
+    "create": ("create", _probe_create),
+    "swap": ("swap", _probe_swap),
+    "swap of what is gone": ("missing", _probe_missing),
+    "race of creates": ("race-create", _probe_race_of_creates),
+    "race of swaps": ("race-swap", _probe_race_of_swaps),
+}
+
+
 @contextmanager
-def _removed_afterwards(store: Store, key: str) -> Iterator[None]:
+def probe_key(store: Store) -> Iterator[str]:
+    """Give a key of `probe/` that nobody else has; what is stored below it is removed."""
+    key = f"{PROBE_PREFIX}{new_ulid().lower()}"
     try:
-        yield
+        yield key
     finally:
         # What cannot be removed lies under a random key, where it disturbs nobody.
         with suppress(BrainstoreError):
             for found in list(store.list(f"{key}/")):
                 store.delete(found.key)
+            _remove_empty_folders(store, key)
+
+
+def _remove_empty_folders(store: Store, key: str) -> None:
+    for folder in (store.path(key), store.path(PROBE_PREFIX.removesuffix("/"))):
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()

@@ -168,6 +168,9 @@ class S3Store(Store):
             chunk = keys[start : start + _KEYS_PER_DELETION]
             self._call("delete", chunk[0], partial(self._delete_once, chunk))
 
+    def access(self) -> dict[str, str]:
+        return self._call("read", "", self._clients.access)
+
     def close(self) -> None:
         self._clients.close()
 

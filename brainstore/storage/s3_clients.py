@@ -90,6 +90,23 @@ class Clients:
         """How long an upload may stand still; longer than any time-out of the clients."""
         return float(self.config["connect_timeout"] + 2 * self.config["read_timeout"])
 
+    async def access(self) -> dict[str, str]:
+        """Return whom requests are signed as, where the credentials are from, and the way.
+
+        Of the access key only its ends; the rest of it, and the secret, tell nobody anything.
+        """
+        client, session = self.ordinary, self._ordinary_fs.session
+        found = {"endpoint": self.endpoint_url, "region": str(client.meta.region_name)}
+        if profile := session.get_config_variable("profile"):
+            found["profile"] = str(profile)
+        # botocore tells nowhere else what it signs with, once a client is made.
+        credentials = client._request_signer._credentials
+        if credentials is None:
+            return {"identity": "nobody: requests are not signed", **found}
+        key = (await credentials.get_frozen_credentials()).access_key
+        shown = f"{key[:4]}…{key[-4:]}" if len(key) > 12 else f"{key[:2]}…"
+        return {"identity": shown, "from": str(credentials.method), **found}
+
     def connect(self) -> None:
         """Make the clients, unless they are there.
 
