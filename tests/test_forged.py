@@ -130,6 +130,20 @@ def test_a_key_that_no_save_writes_is_no_key() -> None:
     assert structure.open_node(["dict", [2**63 - 1, "*"], [-(2**63), "*"]])
 
 
+def test_the_deepest_tree_that_can_be_saved_can_be_loaded(tmp_path: Path) -> None:
+    key: Any = "k"
+    for _ in range(structure.MAX_KEY_DEPTH):
+        key = (key,)
+    tree: Any = np.float32(1)
+    for _ in range(structure.MAX_DEPTH):
+        tree = {key: tree}
+    with opened(tmp_path) as zoo:
+        zoo.save("deep", tree)
+        assert zoo.load("deep", as_numpy=True)[0] == tree
+        with pytest.raises(BadParams, match="nested 16 levels deep at most"):
+            zoo.save("deep", {(key,): np.float32(1)})
+
+
 def all_blobs(store: MemoryStore) -> set[str]:
     return {stat.key for stat in store.list("blobs/")}
 
