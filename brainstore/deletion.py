@@ -43,7 +43,7 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
 
     Raises:
         Conflict: an alias or a frozen expert needs the version, or somebody changed it
-            meanwhile; nothing was deleted.
+            meanwhile; nothing was deleted. With `force`, an alias may be gone all the same.
         NotFound: there is no such version.
     """
     marker.require(zoo.store)
@@ -260,8 +260,8 @@ def _swap(registry: Registry, stored: Stored, after: Tombstone) -> Token:
         if found is not None and found.record.write_id == after.write_id:
             return found.token  # our swap was accepted, and its reply was lost
         raise Conflict(
-            f"{after.name}:{after.version} was changed by somebody else meanwhile; nothing was "
-            "done. Look again"
+            f"{after.name}:{after.version} was changed by somebody else meanwhile, and is as they "
+            "left it. Look again"
         ) from None
 
 
