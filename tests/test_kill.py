@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aftermath import broken, problems, unfinished
-from killed import WORK, Death, Killed, make_zoos
+from aftermath import broken, has, problems, unfinished
+from killed import WORK, Death, Killed, collect_all, make_zoos
 from system_calls import needs_proc
 from traced import ALIKE, CHANGING, Tracing, changes, most_in_a_thread, needs_strace
+from zoos import opened, params, read_raw
+
+from brainstore import commit
+from brainstore.storage.local import LocalStore
 
 pytestmark = needs_proc
 
@@ -145,3 +149,23 @@ def test_a_process_killed_by_strace_at_a_system_call_has_lost_nothing(
             deaths += death.was_killed
     assert deaths > 5
     tally("kill -9 by strace, at system calls on files", cases=deaths, lost=0)
+
+
+def test_a_save_of_what_a_dead_collection_had_condemned_does_not_wait(
+    killed: Killed, zoos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "COLLECTION_WAIT_S", 0.0)
+    for at in itertools.count(1, 3):
+        zoo = tmp_path / str(at)
+        shutil.copytree(zoos / "zoo", zoo)
+        death = killed.run("gc", zoo, zoos / "source", at=at)
+        with opened(zoo) as manager:
+            # Of ppo:2, which is deleted.
+            saved = manager.save("ppo", params(2))
+            assert has(manager, saved, 2)
+            collect_all(manager, zoo)
+            assert has(manager, saved, 2)
+        assert read_raw(LocalStore(zoo)).problems == []
+        if not death.was_killed:
+            break
+    assert at > 10
