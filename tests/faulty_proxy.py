@@ -293,6 +293,18 @@ class Weather:
         return FAULTS[name]
 
 
+class From:
+    """Fair weather until the `first` request, and `fault` for it and all that come after."""
+
+    def __init__(self, first: int, fault: Fault) -> None:
+        self._left, self._fault, self._lock = first, fault, threading.Lock()
+
+    def __call__(self, _: Exchange) -> Fault:
+        with self._lock:
+            self._left -= 1
+            return self._fault if self._left < 0 else pass_on
+
+
 def may_befall(name: str, exchange: Exchange) -> bool:
     """Return whether a real server could do that to such a request."""
     if name.startswith("409"):
@@ -310,7 +322,9 @@ def faulty_proxy(endpoint_url: str) -> Iterator[FaultyProxy]:
     with FaultyProxy(endpoint_url) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield proxy
-        proxy.closing.set()
-        proxy.shutdown()
-        thread.join()
+        try:
+            yield proxy
+        finally:
+            proxy.closing.set()
+            proxy.shutdown()
+            thread.join()

@@ -62,6 +62,11 @@ class S3Server:
             "endpoint_url": self.endpoint_url,
         }
 
+    @property
+    def reader_options(self) -> dict[str, Any]:
+        """The same, for somebody who may read and list, and nothing else."""
+        return {**self.storage_options, "key": f"{self.access_key}-reader"}
+
     def create_bucket(self, name: str) -> None:
         """Make sure that the bucket exists."""
         client = self._client()
@@ -212,12 +217,15 @@ def _spawn(command: list[str], folder: Path, log: IO[bytes]) -> subprocess.Popen
 
 
 def _identities(access_key: str, secret_key: str) -> str:
-    identity = {
-        "name": "brainstore",
-        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    allowed = {
+        access_key: ["Admin", "Read", "List", "Tagging", "Write"],
+        f"{access_key}-reader": ["Read", "List"],
     }
-    return json.dumps({"identities": [identity]})
+    identities = [
+        {"name": key, "credentials": [{"accessKey": key, "secretKey": secret_key}], "actions": may}
+        for key, may in allowed.items()
+    ]
+    return json.dumps({"identities": identities})
 
 
 def _free_ports(count: int) -> list[int]:

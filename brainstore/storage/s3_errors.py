@@ -28,6 +28,13 @@ class ForeignReply(aiohttp.ClientError):
         super().__init__(f"the reply lacks {field}, so it is not the store's; is it a proxy's?")
 
 
+class UploadStalled(TimeoutError):
+    """The server has stopped taking what is sent to it."""
+
+    def __init__(self, still_s: float) -> None:
+        super().__init__(f"the server took nothing for {still_s:g} s")
+
+
 FAILURES = (botocore.BotoCoreError, botocore.ClientError, aiohttp.ClientError, TimeoutError)
 """Whatever a call of a client, or reading the body of its reply, can raise."""
 
@@ -194,10 +201,11 @@ class Explainer:
 
     def _reason(self, error: BaseException, code: str) -> str:
         if isinstance(error, _TIME_OUTS):
+            stalled = isinstance(error, UploadStalled)
+            waited = str(error) if stalled else f"no answer within {self.time_out_s:g} s"
             return (
-                f"time-out, no answer within {self.time_out_s:g} s. Is the server overloaded, or "
-                "the network cut? Try again, or raise config_kwargs['read_timeout'] in "
-                "storage_options."
+                f"time-out, {waited}. Is the server overloaded, or the network cut? Try again, "
+                "or raise config_kwargs['read_timeout'] in storage_options."
             )
         if isinstance(error, botocore.SSLError):
             return f"{_first_line(error)}. Check the certificate, or http instead of https."

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from brainstore.errors import Corrupt
 from brainstore.storage.base import Body, Token, pieces, size_bytes
 from brainstore.storage.s3_clients import Clients
-from brainstore.storage.s3_errors import FAILURES, code_of, field_of
+from brainstore.storage.s3_errors import FAILURES, UploadStalled, code_of, field_of
 
 PART_BYTES = 8 << 20
 LARGE_BYTES = 16 << 20
@@ -166,7 +166,7 @@ async def send_body(
     """Return the reply to `call` with `body`.
 
     Raises:
-        TimeoutError: the server took none of it for `still_s` seconds. The clients' own
+        UploadStalled: the server took none of it for `still_s` seconds. The clients' own
             time-outs begin when the whole body is on its way.
     """
     if len(body) <= _SMALL_BYTES:
@@ -177,7 +177,7 @@ async def send_body(
     try:
         while not sending.done():
             if time.monotonic() - stream.moved_at > still_s:
-                raise TimeoutError(f"the server took nothing for {still_s:g} s")
+                raise UploadStalled(still_s)
             await asyncio.wait([sending], timeout=still_s / 4)
         return sending.result()
     finally:
