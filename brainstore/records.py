@@ -22,6 +22,9 @@ FORMAT = 1
 KEPT_MOVES = 32
 KEPT_CHANGES = 32
 MAX_BLOB_BYTES = 2**44
+MAX_TARGETS = 1024
+"""Far more than the 32 versions that a sync copies under one intent."""
+
 MAX_LEVELS = 300
 """A structure is nested 128 levels deep at most, and takes two of JSON for one of its own."""
 
@@ -412,6 +415,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     version: Number
 
 
+# A collection may have to close the number of each.
+Targets = Annotated[tuple[Target, ...], msgspec.Meta(max_length=MAX_TARGETS)]
+
+
 class Intent(Record, frozen=True, kw_only=True):
     """What a running save or sync will reference; it protects those blobs from gc.
 
@@ -422,7 +429,7 @@ class Intent(Record, frozen=True, kw_only=True):
     write_id: str
     created_at: str
     by: str
-    targets: tuple[Target, ...]
+    targets: Targets
     digests: tuple[Digest, ...]
     exact: bool = False
 

@@ -22,7 +22,6 @@ from brainstore.storage import open_store
 from brainstore.storage.base import Store
 
 Where = tuple[str, dict[str, Any]]
-Histories = dict[str, list[Operation]]
 
 NAMES = ("ppo", "swarm/left", "swarm/right")
 PATIENCE_S = 120
@@ -78,7 +77,9 @@ class Crowd:
         task |= {"work": work, "process": number, "seed": number, "names": NAMES}
         few = self.operations if work == "mix" else self.operations // 3
         task |= {"seconds": self.seconds, "operations": few}
-        task |= {"expiry_s": self.expiry_s, "doze": self.doze}
+        # A collection takes many steps, and is to meet many saves.
+        doze = self.doze / 8 if work == "collect" else self.doze
+        task |= {"expiry_s": self.expiry_s, "doze": doze}
         go = PROCESSES.Event()
         return PROCESSES.Process(target=main, args=(task, ready, go)), go
 
@@ -108,16 +109,21 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Chronicle:
-    """What the logs of a crowd say, by the name of the model."""
+    """What the logs of a crowd say, by the name of the model.
 
-    histories: Histories
+    `surprises` are outcomes that nobody should see; `fences` are the numbers that a
+    collector has closed.
+    """
+
+    histories: dict[str, list[Operation]]
     surprises: list[str]
+    fences: dict[str, list[int]]
 
     @classmethod
     def of(cls, folder: Path, store: Store) -> Chronicle:
         """Read the logs; the records in `store` tell what has become of unfinished saves."""
         surprises: list[str] = []
-        histories: Histories = {name: [] for name in NAMES}
+        histories: dict[str, list[Operation]] = {name: [] for name in NAMES}
         for log in sorted(folder.glob("*.log")):
             # A line that a kill cut short is an operation that did not return.
             lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
@@ -127,7 +133,7 @@ class Chronicle:
         written = _written(store)
         for name in NAMES:
             histories[name] = list(_settled(histories[name], written.get(name, {}), surprises))
-        return cls(histories, surprises)
+        return cls(histories, surprises, _fences(store))
 
     @property
     def operations(self) -> int:
@@ -182,8 +188,7 @@ def _written(store: Store) -> dict[str, dict[str, int]]:
     return found
 
 
-def fences(store: Store) -> dict[str, list[int]]:
-    """Return the numbers of each model that a collector has closed."""
+def _fences(store: Store) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {name: [] for name in NAMES}
     for name, number, record in _records(store):
         if record is None:

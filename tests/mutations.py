@@ -207,7 +207,8 @@ TEXTS = [
     "ppo_v1", "latest", "prod", "blake3:", "blake3:" + "0" * 64, "blake3:" + "0" * 63,
     "BLAKE3:" + "0" * 64,
     "x" * 100_000, "\x1b[2J", "\u202e", "nan", "tensor", "float32", "key<a>", "complex128",
-    "float64", "2026-11-24T00:00:00Z", "tombstone", "manifest", "idle", "deleting", "condemned",
+    "float64", "2026-11-24T00:00:00Z", "2026-11-24",
+    "0001-01-01T00:00:00+23:59", "tombstone", "manifest", "idle", "deleting", "condemned",
     "__class__",
     "{0.__class__}", "%s" * 50, "node", "dict", "list",
 ]  # fmt: skip

@@ -19,6 +19,8 @@ from zoos import opened
 
 from brainstore import BrainManager, BrainstoreError
 from brainstore.address import Fact, Name, manifest_key, new_ulid
+from brainstore.fsck import fsck
+from brainstore.garbage import collect
 from brainstore.storage.base import MAX_GET_BYTES
 from brainstore.storage.local import LocalStore
 
@@ -68,6 +70,8 @@ USES: dict[str, Callable[[BrainManager, Path], None]] = {
     "latest": lambda zoo, _: told(lambda: zoo.load("cut", as_numpy=True)),
     "policy": lambda zoo, _: told(zoo.policy),
     "reports": lambda zoo, _: told(lambda: zoo.reports("ppo:1")),
+    "fsck": lambda zoo, _: told(lambda: fsck(zoo.zoo)),
+    "gc": lambda zoo, _: told(lambda: collect(zoo.zoo)),
     "npz": lambda zoo, at: told(lambda: zoo.import_file(at / "a.npz", "a")),
     "tensors": lambda zoo, at: told(lambda: zoo.import_file(at / "a.safetensors", "a")),
 }
@@ -132,7 +136,7 @@ def hostile_zoos(template: Path, folder: Path) -> dict[str, str]:
     for name, key in (
         ("load deep manifest", MANIFEST), ("list deep index", "registry.json"),
         ("latest deep", "models/cut/refs/latest.json"), ("policy deep", "policy.json"),
-        ("reports deep", str(report)), ("list deep fact", fact),
+        ("reports deep", str(report)), ("list deep fact", fact), ("gc deep manifest", MANIFEST),
     ):  # fmt: skip
         record(f"{name} 1", key, arrays, "Corrupt")
         record(f"{name} 2", key, b'{"format":1,"row":%s,"name":%s}' % (dicts, dicts), "Corrupt")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chronicle import NAMES, Chronicle, Crowd, fences
+from chronicle import NAMES, Chronicle, Crowd, operations
 from conftest import S3Place
 from contender import compete
-from crowd import tree_of
+from crowd import Member, tree_of
 from promises import problems
-from zoos import params, read_raw, same
+from zoos import Call, Proceed, WrappedStore, params, read_raw, same
 
 from brainstore import BrainManager, NotFound
 from brainstore.cache import Cache
 from brainstore.fsck import Finding, fsck
 from brainstore.storage import open_store
+from brainstore.storage.memory import MemoryStore
 
 Where = tuple[str, dict[str, Any]]
 PLACES = ["disk", pytest.param("s3", marks=pytest.mark.s3)]
@@ -153,9 +157,8 @@ def assert_explained(crowd: Crowd, *, kills: int) -> Chronicle:
     store = open_store(*crowd.zoo)
     chronicle = Chronicle.of(crowd.folder, store)
     assert chronicle.surprises == []
-    closed = fences(store)
     for name, history in chronicle.histories.items():
-        assert problems(history, closed[name]) == []
+        assert problems(history, chronicle.fences[name]) == []
     if kills:
         assert_mended(crowd.zoo, crowd.folder)
     with manager(crowd.zoo, crowd.folder) as zoo:
@@ -173,6 +176,36 @@ def work(crowd: Crowd, works: list[str], *, kills: int = 0) -> Chronicle:
     crowd.run(works, kills)
     crowd.look()
     return assert_explained(crowd, kills=kills)
+
+
+class Shared(BrainManager):
+    """A manager that stays open when one of its users closes it."""
+
+    def close(self) -> None:
+        pass
+
+
+def act_often(member: Member) -> None:
+    for _ in range(40):
+        member.act()
+
+
+def test_threads_that_share_a_manager_see_one_zoo() -> None:
+    chance = random.Random(1)
+
+    def doze(call: Call, proceed: Proceed) -> Any:
+        time.sleep(chance.uniform(0, 0.002))
+        return proceed()
+
+    zoo, logs = Shared(WrappedStore(MemoryStore(), doze)), [[], [], [], []]
+    zoo.init()
+    members = [Member(lambda: zoo, log.append, n, seed=n) for n, log in enumerate(logs)]
+    with ThreadPoolExecutor(len(members)) as pool:
+        list(pool.map(act_often, members))
+    zoo.zoo.close()
+    history = [each for n, log in enumerate(logs) for _, each in operations(log, n)]
+    assert problems(history) == []
+    assert {each.outcome for each in history} == {"ok", "NotFound", "Conflict"}
 
 
 def test_four_processes_at_everything_see_one_zoo(where: Where, tmp_path: Path) -> None:
@@ -195,10 +228,11 @@ def test_sixteen_processes_at_everything_see_one_zoo(
     crowd = Crowd(where, partner(tmp_path), tmp_path, soak_s / 2, expiry_s=expiry_s, doze=doze)
     chronicle = work(crowd, ["mix"] * 12 + ["collect", "carry"] * 2, kills=kills)
     place = "in a bucket" if where[1] else "on disk"
+    how = "some killed" if kills else "some taken for dead"
     tally(
-        f"16 processes {place}",
+        f"16 processes {place}, {how}",
         cases=len(chronicle.histories),
         operations=chronicle.operations,
-        kills=kills,
+        faults=kills + sum(map(len, chronicle.fences.values())),
         lost=0,
     )

@@ -241,3 +241,13 @@ assert not {{"jax", "jaxlib", "flax", "torch"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nobodys_marker_steers_a_terminal(place: Path) -> None:
+    marker = place / "brainstore.json"
+    record = json.loads(marker.read_text())
+    record["store"]["\x1b[2J"] = True
+    marker.write_text(json.dumps(record))
+    text = ok("doctor", "--quick", "--zoo", place)
+    assert "\\x1b[2J" in text
+    assert "\x1b" not in text

@@ -17,11 +17,21 @@ from mutations import nested, small_zoo
 from zoos import finish, memory_copy, opened, params, same
 
 from brainstore import BadParams, BrainManager, Corrupt
-from brainstore.address import Fact, Name, blob_key, manifest_key, new_ulid
+from brainstore.address import (
+    GC_STATE_KEY,
+    Fact,
+    Name,
+    blob_key,
+    intent_key,
+    manifest_key,
+    new_ulid,
+)
 from brainstore.garbage import collect
 from brainstore.garbage.collector import DAY_S
 from brainstore.intents import finish_abandoned
 from brainstore.pytree import structure
+from brainstore.records import GcState, Intent, Target
+from brainstore.storage.local import LocalStore
 from brainstore.storage.memory import MemoryStore
 
 
@@ -120,6 +130,20 @@ def test_a_key_that_no_save_writes_is_no_key() -> None:
     assert structure.open_node(["dict", [2**63 - 1, "*"], [-(2**63), "*"]])
 
 
+def test_the_deepest_tree_that_can_be_saved_can_be_loaded(tmp_path: Path) -> None:
+    key: Any = "k"
+    for _ in range(structure.MAX_KEY_DEPTH):
+        key = (key,)
+    tree: Any = np.float32(1)
+    for _ in range(structure.MAX_DEPTH):
+        tree = {key: tree}
+    with opened(tmp_path) as zoo:
+        zoo.save("deep", tree)
+        assert zoo.load("deep", as_numpy=True)[0] == tree
+        with pytest.raises(BadParams, match="nested 16 levels deep at most"):
+            zoo.save("deep", {(key,): np.float32(1)})
+
+
 def all_blobs(store: MemoryStore) -> set[str]:
     return {stat.key for stat in store.list("blobs/")}
 
@@ -185,3 +209,39 @@ def test_a_report_of_no_form_in_a_tree_is_told(tmp_path: Path, checks: Any) -> N
     path.write_text(json.dumps(told))
     with opened(MemoryStore()) as zoo, pytest.raises(BadParams, match="quality_report"):
         zoo.import_zoo(tmp_path)
+
+
+@pytest.mark.parametrize("state", ["deleting", "condemned"])
+def test_a_collection_goes_on_with_no_list_that_names_what_is_needed(
+    store: MemoryStore, tmp_path: Path, state: str
+) -> None:
+    """Nobody but a collection writes the list, and a collection condemns nothing like that."""
+    disk = LocalStore(tmp_path / "zoo")
+    for key, (body, _) in store._shelf.objects.items():
+        disk.put(key, body)
+    with opened(disk) as zoo:
+        listed = [*zoo.manifest("ppo:1").blobs, *zoo.manifest("cut:1").blobs]
+        body = GcState(state=state, generation=9, condemned=tuple(listed)).encode()
+        disk.put(GC_STATE_KEY, body)
+        before = [stat.key for stat in disk.list("blobs/")]
+        if state == "deleting":
+            for _ in range(2):
+                with pytest.raises(Corrupt, match=r"gc/state\.json condemns .* that versions need"):
+                    collect(zoo.zoo, dry_run=False, take_over=True)
+        else:
+            collect(zoo.zoo, dry_run=False, take_over=True)
+        assert [stat.key for stat in disk.list("blobs/")] == before
+        assert zoo.load("ppo:1", as_numpy=True)[1].version == 1
+
+
+def test_an_intent_of_very_many_saves_is_none(store: MemoryStore) -> None:
+    """To give it up, a collection would store a fence for each."""
+    ulid = new_ulid()
+    targets = tuple(Target(name=Name(f"m{number}"), version=1) for number in range(2000))
+    intent = Intent(write_id=ulid, created_at="", by="", targets=targets, digests=())
+    with opened(store) as zoo:
+        store.put(intent_key(ulid), intent.encode())
+        before = {stat.key for stat in store.list("")}
+        with pytest.raises(Corrupt, match="1024"):
+            collect(zoo.zoo, dry_run=False, older_than_s=0, expiry_s=0)
+        assert {stat.key for stat in store.list("")} == before

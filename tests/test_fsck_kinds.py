@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -165,6 +167,11 @@ def plant_writable(zoo: BrainManager) -> str:
     return "blobs/"
 
 
+def plant_link(zoo: BrainManager) -> str:
+    (zoo.storage_dir / "models/linked").symlink_to(zoo.storage_dir / "models/ppo")
+    return "models/linked"
+
+
 def planted(key: str, plant: Callable[[BrainManager], object]) -> Callable[[BrainManager], str]:
     def do(zoo: BrainManager) -> str:
         plant(zoo)
@@ -196,6 +203,7 @@ PLANTS: dict[Kind, Plant] = {
     "report": plant_report,
     "policy": plant_policy,
     "index": planted("registry.json", lambda zoo: write(zoo, "registry.json", b"{")),
+    "link": plant_link,
     "orphan": plant_orphan,
     "leftover": plant_leftover,
     "intent-expired": plant_expired,
@@ -534,3 +542,39 @@ def test_another_zoo_is_for_repairs(zoo: BrainManager, tmp_path: Path) -> None:
     refused(
         3, "fsck", "--repair", "--from", tmp_path / "nowhere", "--zoo", zoo.storage_dir
     )  # no zoo there
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_the_findings(zoo: BrainManager) -> None:
+    plant_orphan(zoo)
+    terminal, shown = pty.openpty()
+    command = [sys.executable, "-m", "brainstore", "fsck", "--zoo", str(zoo.storage_dir)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=shown, text=True)
+    os.close(shown)
+    drawn = os.read(terminal, 2**16).decode()
+    os.close(terminal)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "1 harmless"
+    assert "blobs hashed" in drawn or "records read" in drawn or "listing" in drawn
+    assert "\x1b" not in done.stdout
+
+
+def test_a_disk_that_fails_is_no_finding(
+    zoo: BrainManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StoreUnavailable, match="Input/output error"):
+        fsck(zoo.zoo)
+
+
+def test_several_findings_about_one_record_are_repaired_or_not_each_by_itself(
+    zoo: BrainManager,
+) -> None:
+    edit(zoo, manifest_key(PPO, 1), blobs={})
+    with BrainManager(zoo.storage_dir) as fresh:
+        findings = fsck(fresh.zoo, repair=True)
+    told = [each.text for each in findings if each.kind == "manifest" and each.is_damage]
+    assert len(told) == len(set(told)) == 2
+    assert not [each for each in findings if each.kind == "manifest" and each.repaired]

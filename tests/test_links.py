@@ -185,6 +185,44 @@ def test_a_link_to_nothing_good_is_told_and_waited_for_by_nobody(
     assert any(isinstance(each, Corrupt) and str(link) in str(each) for each in told)
 
 
+@pytest.mark.parametrize("name", PLACES)
+def test_a_file_in_place_of_a_folder_or_the_other_way_is_told_and_stays(
+    template: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(template, tmp_path / "zoo")
+    path = place(tmp_path / "zoo", name)
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_bytes(b"in the way")
+    else:
+        path.unlink()
+        path.mkdir()
+        (path / "within").write_bytes(b"in the way")
+    use_everything(tmp_path / "zoo", tmp_path / "elsewhere")
+    kept = path if path.is_file() else path / "within"
+    assert kept.read_bytes() == b"in the way"
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb", b"\x1b[2J", b"x" * 255])
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_names_that_are_no_text_break_nothing(
+    template: Path, tmp_path: Path, name: bytes, kind: str
+) -> None:
+    shutil.copytree(template, tmp_path / "zoo")
+    for folder in ("journal", "intents", "models", "models/x/refs", "blobs", "gc"):
+        path = os.fsencode(tmp_path / "zoo" / folder) + b"/" + name
+        if kind == "link":
+            os.symlink(b"/dev/zero", path)
+        elif kind == "folder":
+            os.mkdir(path)
+        else:
+            Path(os.fsdecode(path)).write_bytes(b"")
+    for verb in (["ls"], ["show", "x", "--json"], ["log", "--json"], ["fsck", "--json"], ["gc"]):
+        result = run("--zoo", tmp_path / "zoo", *verb)
+        assert not {"\x1b", "\udcff"} & set(result.output)
+    use_everything(tmp_path / "zoo", tmp_path / "elsewhere")
+
+
 def test_a_list_that_a_link_may_shorten_is_no_list(template: Path, tmp_path: Path) -> None:
     """Whoever moved a model to another disk must not have its blobs collected for that."""
     shutil.copytree(template, tmp_path / "zoo")

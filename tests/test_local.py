@@ -354,6 +354,9 @@ def test_no_record_is_stored_before_those_that_its_writer_has_read(
     synced.clear()
     reader.put("journal/b", b"")
     assert folder not in synced
+    reader.get(key)
+    reader.delete("journal/b")
+    assert folder in synced
 
 
 def test_a_swap_syncs_the_folders_that_another_writer_made(

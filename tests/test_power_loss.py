@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from aftermath import broken, checked, problems
-from killed import LARGE, WORK, collect_all, make_zoos
+from killed import LARGE, PATIENCE_S, WORK, collect_all, make_zoos
 from power import MUTANTS, Event, PowerCut, State, cuts, recorded, state_of, write_state
 from system_calls import needs_proc
 from zoos import WrappedStore, opened, params, same
@@ -69,12 +70,15 @@ def traced(
     task, source = WORK[work], zoos / "source"
     shutil.copytree(zoos / "zoo", folder / "zoo")
     task.prepare(folder / "zoo")
-    before, holds = state_of(folder), task.holds
+    before, holds, threads = state_of(folder), task.holds, set(threading.enumerate())
     with recorded(folder, killed_at) as recorder:
         try:
             with opened(folder / "zoo") as zoo:
                 task.do(zoo, source)
         except PowerCut:
+            # Before the next one comes, all of the one who was killed is dead.
+            for thread in set(threading.enumerate()) - threads:
+                thread.join(PATIENCE_S)
             recorder.stop_at = None
             with opened(folder / "zoo") as zoo:
                 holds = then(zoo) if then else task.holds
@@ -190,7 +194,8 @@ def what_others_finish(zoo: BrainManager) -> Promise:
 
 def repair(zoo: BrainManager) -> Promise:
     checked(zoo, repair=True)
-    return lambda zoo: loads(zoo, "ppo:latest")
+    # What it saw to be in order, and left as it was, may be as it was before.
+    return lambda zoo: loads(zoo, "ppo:1")
 
 
 def collection(zoo: BrainManager) -> Promise:
@@ -223,7 +228,7 @@ SAFE_TO_REPEAT = [
 KILLED_FIRST = [
     *((work, "the same") for work in SAFE_TO_REPEAT),
     *((work, "a repair") for work in ("delete", "undelete")),
-    ("gc", "a collection"),
+    *((work, "a collection") for work in ("delete", "gc")),
     *(("save", then) for then in THEN if then != "the same"),
     ("undelete", "an alias"),
     ("sync", "finishing"),

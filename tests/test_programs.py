@@ -482,6 +482,14 @@ def test_a_description_that_is_none_is_refused(zoo: BrainManager) -> None:
         BrainInference(zoo, "actor")
 
 
+@pytest.mark.parametrize("end", ["", "soon", "2026-11-24", "2026-11-24T00:00:00"])
+def test_an_end_of_its_window_that_is_no_time_is_refused(zoo: BrainManager, end: str) -> None:
+    save(zoo, 0, **EXPORTED)
+    save(zoo, 0, files=files_of(zoo, "actor:1", jaxlib="0.1", expires_at=end))
+    with pytest.raises(Corrupt, match=r"policy\.json of actor:2 is damaged: expires_at"):
+        BrainInference(zoo, "actor")
+
+
 def test_the_program_of_another_brain_is_refused(zoo: BrainManager) -> None:
     save(zoo, 0, **EXPORTED)
     zoo.save("other", {"w": np.ones(3, np.float32)}, files=files_of(zoo, "actor:1"))

@@ -334,26 +334,39 @@ def test_a_digest_that_is_told_in_two_ways_is_not_trusted(
 def test_a_digest_that_nothing_tells_is_not_believed(
     zoo: BrainManager, other: BrainManager
 ) -> None:
-    key = manifest_key(PPO, 2)
-    overwrite(zoo, key, b"{")
+    # A child names it with its digest, which may be one of another zoo.
+    zoo.save("child", params(8), parents="ppo:2")
+    overwrite(zoo, manifest_key(PPO, 2), b"{")
     snapshot = json.loads(body(zoo, "registry.json"))
     snapshot["models"]["ppo_v2"]["digest"] = "../../x"
     overwrite(zoo, "registry.json", json.dumps(snapshot).encode())
-    for name in ("latest",):
-        record = json.loads(body(zoo, pointer_key(PPO, Alias(name))))
-        record["moves"] = []
-        overwrite(zoo, pointer_key(PPO, Alias(name)), json.dumps(record).encode())
-    assert "no index, pointer or other version tells its digest" in (
+    record = json.loads(body(zoo, pointer_key(PPO, LATEST))) | {"moves": []}
+    overwrite(zoo, pointer_key(PPO, LATEST), json.dumps(record).encode())
+    assert "neither the index nor a pointer tells its digest" in (
         repaired(zoo, other)["manifest"].text
     )
 
 
-def test_what_was_deleted_here_is_not_brought_back(zoo: BrainManager, other: BrainManager) -> None:
-    key = manifest_key(PPO, 2)
+@pytest.mark.parametrize("there", ["live", "deleted"])
+def test_what_was_deleted_here_comes_back_deleted(
+    zoo: BrainManager, other: BrainManager, there: str
+) -> None:
+    key, digest = manifest_key(PPO, 2), zoo.resolve("ppo:2").digest
     zoo.delete("ppo:2")
+    if there == "deleted":
+        other.delete("ppo:2")
     overwrite(zoo, key, b"{")
-    assert "it was deleted here" in repaired(zoo, other)["manifest"].text
-    assert body(zoo, key) == b"{"
+    assert repaired(zoo, other)["manifest"].repaired
+    record = decode_version(body(zoo, key), key)
+    assert isinstance(record, Tombstone)
+    assert (record.generation, record.replaced_digest) == (1, digest)
+    with BrainManager(zoo.zoo.store) as fresh:
+        assert "ppo_v2" not in fresh.list_models()
+        assert damage(fresh) == []
+        fresh.gc(dry_run=False)
+        fresh.undelete("ppo:2")
+        assert fresh.resolve("ppo:2").digest == digest
+    assert loads(zoo, "ppo:2", 2)
 
 
 def test_what_was_restored_keeps_its_generation(zoo: BrainManager, other: BrainManager) -> None:

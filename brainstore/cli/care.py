@@ -116,9 +116,9 @@ def doctor(call: Call, quick: bool, probe: bool) -> None:
         render.print_json(found)
     else:
         for check in found:
-            click.echo(f"{check.state:7}  {check.what}: {check.text}")
+            click.echo(render.visible(f"{check.state:7}  {check.what}: {check.text}"))
             if check.fix:
-                click.echo(f"{'':7}  -> {check.fix}")
+                click.echo(render.visible(f"{'':7}  -> {check.fix}"))
     code = max((check.code for check in found), default=0)
     click.get_current_context().exit(code)
 

@@ -59,6 +59,12 @@ class Finding:
     count: int = 1
     size_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        # A name of a file may be bytes that are no text, and errors tell of files.
+        for name in ("where", "text"):
+            shown = getattr(self, name).encode(errors="backslashreplace").decode()
+            object.__setattr__(self, name, shown)
+
     @property
     def is_harmless(self) -> bool:
         return self.kind in HARMLESS

@@ -23,6 +23,7 @@ from brainstore.address import (
     parse_pointer_key,
     parse_report_key,
 )
+from brainstore.errors import StoreUnavailable
 from brainstore.fsck.findings import Finding
 from brainstore.storage.disk import LEFTOVER_PREFIX
 from brainstore.zoo import Zoo
@@ -46,7 +47,8 @@ class Permissions:
     def close_blobs(self) -> None:
         """Take from blobs the permission to be written, where they are ours."""
         for path in self.writable:
-            with suppress(PermissionError, FileNotFoundError):
+            # Where we may not, the finding stays, and says so.
+            with suppress(OSError):
                 path.chmod(file_type.S_IMODE(path.lstat().st_mode) & ~_WRITE_BITS)
 
 
@@ -55,13 +57,22 @@ def permissions_of(zoo: Zoo) -> Permissions:
 
     Whether folders may be written counts only where the zoo's own may: who is to read it
     only is right as he is.
+
+    Raises:
+        StoreUnavailable: the disk failed.
     """
     found, root = Permissions(), zoo.store.path("")
     if root is not None and root.is_dir():
-        _look(found, root, "", must_write=os.access(root, os.W_OK | os.X_OK))
+        try:
+            _look(found, root, "", must_write=os.access(root, os.W_OK | os.X_OK))
+        except OSError as error:
+            raise StoreUnavailable(
+                f"Cannot list {zoo.url}: {error.strerror or error}. Check the disk, try again."
+            ) from error
     if found.writable:
-        text = f"{len(found.writable):,} blobs may be written, and are never to be: a load maps "
-        text += "them. Run: brainstore fsck --repair"
+        blobs = "a blob" if len(found.writable) == 1 else f"{len(found.writable):,} blobs"
+        text = f"{blobs} may be written; loads map them, so they never are to be. "
+        text += "Run: brainstore fsck --repair"
         count, size = len(found.writable), found.writable_bytes
         found.findings.append(Finding("writable", BLOBS_PREFIX, text, count=count, size_bytes=size))
     return found

@@ -101,7 +101,8 @@ def orphan_findings(
     if not left:
         return
     total = sum(blobs[digest] for digest in left)
-    text = f"{len(left):,} blobs of {total:,} bytes that no version, tombstone or intent names: "
+    blobs_of = "a blob" if len(left) == 1 else f"{len(left):,} blobs"
+    text = f"{blobs_of} of {total:,} bytes that no version, tombstone or intent names: "
     text += f"of saves that died or are under way, or garbage. {_GC}"
     yield Finding("orphan", BLOBS_PREFIX, text, count=len(left), size_bytes=total)
 
@@ -125,20 +126,14 @@ def leftover_findings(zoo: Zoo) -> Iterator[Finding]:
         more = f"this and {len(left) - 1:,} more were" if left[1:] else "was"
         text = f"{more} left by writes that died, or are under way; the oldest {hours:.0f} h ago"
         text += f", {total:,} bytes" if total else ""
-        where = _as_text(left[0].key)
-        yield Finding("leftover", where, f"{text}. {_GC}", count=len(left), size_bytes=total)
+        yield Finding("leftover", left[0].key, f"{text}. {_GC}", count=len(left), size_bytes=total)
 
 
 def stray_findings(stats: Iterable[Stat]) -> Iterator[Finding]:
     """Yield those of these objects, which are no blobs and no records, that have no place."""
     for stat in stats:
         if text := _stray_text(stat.key):
-            yield Finding("stray", _as_text(stat.key), text, size_bytes=stat.size_bytes)
-
-
-def _as_text(key: str) -> str:
-    # A name of a file may be bytes that are no text.
-    return key.encode(errors="backslashreplace").decode()
+            yield Finding("stray", stat.key, text, size_bytes=stat.size_bytes)
 
 
 def _stray_text(key: str) -> str:

@@ -112,10 +112,10 @@ class Rescue:
         return [d for d, stat in found if stat is None or stat.size_bytes != sizes[d]]
 
     def put_back(self, seen: Survey) -> dict[str, str]:
-        """Put back the manifests that cannot be read; return why not, by key, for the others.
+        """Put back the records that cannot be read; return why not, by key, for the others.
 
-        One that this zoo knows to have been deleted stays as it is, and so does one whose
-        digest nothing here tells, or not with one voice. The place of a manifest is never
+        One whose digest nothing here tells, or not with one voice, stays as it is. What this
+        zoo knows to have been deleted comes back deleted. The place of a record is never
         empty: the damaged bytes, which are kept in `damaged/`, are replaced by a swap.
         """
         index = self._index()
@@ -141,13 +141,15 @@ class Rescue:
         generation = _generation_told(key, digest, seen, index)
         body = self._body_elsewhere(key, digest)
         manifest = self.zoo.registry.versions.decoded(body, *key)
+        record = self._record(manifest, body, generation)
+        # What a deleted version needs may have been collected, here and there.
+        needed = {} if generation % 2 else manifest.blobs
         # What is replaced was read before the intent: who slept past it swaps nothing.
         targets = [Target(name=key[0], version=key[1])]
-        with self.zoo.committer.protecting(targets, set(manifest.blobs)) as present:
-            owners = dict.fromkeys(manifest.blobs, f"{key[0]}:{key[1]}")
-            problems = self._send(manifest.blobs, owners, present)
+        with self.zoo.committer.protecting(targets, set(needed)) as present:
+            problems = self._send(needed, dict.fromkeys(needed, f"{key[0]}:{key[1]}"), present)
             if not problems:
-                self._swap(key, damaged, self._record(manifest, body, generation))
+                self._swap(key, damaged, record)
         if problems:
             raise _Stays(next(iter(problems.values())))
 
@@ -158,9 +160,10 @@ class Rescue:
 
     def _body_elsewhere(self, key: Key, digest: Digest) -> bytes:
         stored = self.source.registry.versions.stored(*key)
-        body = stored.live_body if stored else None
-        if body is None:
+        if stored is None or stored.digest is None:
             raise _Stays(f"{self.source.url} has no {key[0]}:{key[1]}")
+        record = stored.record
+        body = bytes(record.record) if isinstance(record, Tombstone) else stored.body
         if Digest.of(body) != digest:
             raise _Stays(
                 f"{key[0]}:{key[1]} is {Digest.of(body).short}… in {self.source.url}, and "
@@ -193,26 +196,27 @@ class Rescue:
 
 
 def _digest_told(key: Key, seen: Survey, index: Index | None) -> Digest:
-    """Return the digest of the version as index, pointers and other versions tell it."""
-    told = {
-        digest for version in seen.versions.values() for pin, digest in version.pins if pin == key
-    }
+    """Return the digest of the version, as the index and the pointers tell it.
+
+    Other versions that name it must not disagree; alone they do not suffice, for they may
+    come from a zoo in which this number is another version.
+    """
+    told: set[Digest] = set()
     for (name, _), pointer in seen.pointers.items():
-        if name == key[0]:
-            past = [(move.to_version, move.to_digest) for move in pointer.moves]
-            told |= {
-                d
-                for number, d in (*past, (pointer.version, pointer.digest))
-                if number == key[1] and d
-            }
+        places = [(move.to_version, move.to_digest) for move in pointer.moves]
+        for number, digest in (*places, (pointer.version, pointer.digest)):
+            if (name, number) == key and digest is not None:
+                told.add(digest)
     row = index.rows.get(key, {}) if index else {}
     with suppress(BadReference):
         told.add(Digest(str(row.get("digest"))))
-    if len(told) == 1:
-        return told.pop()
     if not told:
-        raise _Stays("no index, pointer or other version tells its digest")
-    raise _Stays(f"its digest is told as {' and as '.join(sorted(d.short for d in told))}")
+        raise _Stays("neither the index nor a pointer tells its digest")
+    pins = {digest for each in seen.versions.values() for pin, digest in each.pins if pin == key}
+    if len(told | pins) > 1:
+        shown = " and as ".join(sorted(digest.short for digest in told | pins))
+        raise _Stays(f"its digest is told as {shown}")
+    return told.pop()
 
 
 def _generation_told(key: Key, digest: Digest, seen: Survey, index: Index | None) -> int:
@@ -222,11 +226,9 @@ def _generation_told(key: Key, digest: Digest, seen: Survey, index: Index | None
     has given up would pass that one by, and may have been given up at this very number.
 
     Raises:
-        _Stays: it is deleted, or nothing tells that it is not.
+        _Stays: nothing tells whether it is deleted.
     """
     generation = index.tombstones.get(key, 0) if index else 0
-    if generation % 2:
-        raise _Stays("it was deleted here")
     if index and (generation or key in index.rows):
         return generation
     named = {(name, p.version, p.digest) for (name, _), p in seen.pointers.items()}

@@ -129,13 +129,17 @@ def _compared(before: list[Finding], after: list[Finding]) -> list[Finding]:
 
     What is wrong no more was repaired. What was harmless and is gone was somebody else's.
     """
-    left = {(each.kind, each.where): each for each in after}
-    found = [
-        left.pop((each.kind, each.where), replace(each, repaired=True))
-        for each in before
-        if not each.is_harmless or each.kind == "writable" or (each.kind, each.where) in left
-    ]
-    return found + [each for each in after if (each.kind, each.where) in left]
+    left: dict[tuple[str, str], list[Finding]] = {}
+    for each in after:
+        left.setdefault((each.kind, each.where), []).append(each)
+    now, found = set(left), list[Finding]()
+    for each in before:
+        key = (each.kind, each.where)
+        if key in now:
+            found += left.pop(key, [])
+        elif not each.is_harmless or each.kind == "writable":
+            found.append(replace(each, repaired=True))
+    return found + [each for group in left.values() for each in group]
 
 
 def _merged(found: list[Finding], content: list[Finding]) -> list[Finding]:

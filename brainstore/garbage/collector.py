@@ -9,6 +9,7 @@ them in that order. `docs/design.md` has the whole of it.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -158,9 +159,9 @@ class _Collector:
         if not is_sole:
             self._require_dead(take_over)
         if self._state.state == "deleting":
-            # All of it is garbage still: who needs any of it waits for the state to be idle.
+            garbage = set(self._state.condemned)
+            self._require_garbage(garbage)
             with self._idle_at_the_end():
-                garbage = set(self._state.condemned)
                 self._swap("deleting", garbage, generation=self._state.generation + 1)
                 self._delete(garbage)
 
@@ -187,6 +188,21 @@ class _Collector:
         for leftover in leftovers:
             self._store.discard(leftover)
         return self._told(retired, garbage, dead, leftovers, dry_run=False)
+
+    def _require_garbage(self, condemned: set[Digest]) -> None:
+        """Raise Corrupt if a version names any of them.
+
+        What a collection has condemned is garbage still: who needs any of it waits for the
+        state to be idle. So then it was no collection that wrote the state.
+        """
+        live = LiveSet(self._zoo, deleted_before=math.inf)
+        live.read()
+        if needed := sorted(condemned & live.blobs):
+            raise Corrupt(
+                f"{self._store.url}: {GC_STATE_KEY} condemns {len(needed)} blobs that versions "
+                f"need, {needed[0].short}… for one; nothing was removed. Make sure that no "
+                "collection runs, remove this object, then: brainstore fsck --repair"
+            )
 
     def _require_dead(self, take_over: bool) -> None:
         """Raise Conflict unless the collection that stands in the state can do no more."""

@@ -71,9 +71,7 @@ def _require_window(description: Description, owner: str) -> None:
     found = description.calling_convention_version
     # The same jaxlib reads what it wrote, whatever the date.
     here = jaxlib_version()
-    if description.jaxlib != here and datetime.now(UTC) > datetime.fromisoformat(
-        description.expires_at
-    ):
+    if description.jaxlib != here and _is_over(description, owner):
         problem = f"JAX promised to read it until {description.expires_at[:10]}"
     elif not lowest <= found <= highest:
         problem = f"its calling convention is {found}, and this JAX reads {lowest} to {highest}"
@@ -83,6 +81,16 @@ def _require_window(description: Description, owner: str) -> None:
         f"the program of {owner} was made with jaxlib {description.jaxlib} at "
         f"{description.created_at[:10]}, here is jaxlib {here}, and {problem}. {_ways()}"
     )
+
+
+def _is_over(description: Description, owner: str) -> bool:
+    try:
+        return datetime.now(UTC) > datetime.fromisoformat(description.expires_at)
+    except (ValueError, TypeError) as error:
+        raise Corrupt(
+            f"{DESCRIPTION} of {owner} is damaged: expires_at is {description.expires_at!r:.40} "
+            f"({error}). {_ways()}"
+        ) from error
 
 
 def _ways(options: str = "") -> str:

@@ -31,6 +31,7 @@ from brainstore.errors import BadParams, Corrupt, NotFound
 
 LEAF = "*"
 MAX_DEPTH = 128
+MAX_KEY_DEPTH = 16
 
 T = TypeVar("T", bound=type)
 
@@ -95,7 +96,7 @@ def _record_key(key: Any) -> Any:
     return key
 
 
-def plain_key(key: Any) -> Any:
+def plain_key(key: Any, depth: int = 0) -> Any:
     """Return the key as the built-in type that it will be loaded as: enums as their value.
 
     Raises:
@@ -110,11 +111,12 @@ def plain_key(key: Any) -> Any:
             return float(key)
         case str() if _is_unicode(key):
             return str.__str__(key)
-        case tuple():
-            return tuple(map(plain_key, key))
+        case tuple() if depth < MAX_KEY_DEPTH:
+            return tuple(plain_key(part, depth + 1) for part in key)
     raise BadParams(
         f"the key {key!a:.80} is of type {type(key).__name__}; expected text that is valid "
-        "Unicode, a number of at most 64 bits, bytes, or a tuple of these"
+        "Unicode, a number of at most 64 bits, bytes, or a tuple of these, nested "
+        f"{MAX_KEY_DEPTH} levels deep at most"
     )
 
 

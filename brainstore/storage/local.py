@@ -56,8 +56,8 @@ class LocalStore(Store):
     A token is the BLAKE3 digest of the bytes. Creating is `link`, which fails when
     the name is taken; whatever replaces or removes a file holds the lock of its
     folder meanwhile, so a swap sees a state and replaces that very state. No record
-    reaches the disk before those that its writer has read: one who was killed may have
-    left them visible, but not durable.
+    reaches the disk, or goes, before those that its writer has read are there: one who was
+    killed may have left them visible, but not durable.
     """
 
     parallelism = 4
@@ -100,8 +100,7 @@ class LocalStore(Store):
     def put(self, key: str, body: bytes | Body, *, expect: Token | Expect = ANYTHING) -> Token:
         file = self._file(key)
         with self._explained("write", key):
-            if not key.startswith(BLOBS_PREFIX):
-                self._settle_what_was_read()
+            self._settle_what_was_read(key)
             if expect is ABSENT:
                 return self._create(key, file, body)
             if expect is ANYTHING:
@@ -145,6 +144,7 @@ class LocalStore(Store):
             suppress(*disk.ABSENT_ERRORS),
             self._locked(file.parent),
         ):
+            self._settle_what_was_read(key)
             with suppress(FileNotFoundError):
                 os.unlink(file)
             # Also when it was gone: who removed it may not have come to this line.
@@ -346,7 +346,9 @@ class LocalStore(Store):
     def _refuse_to_leave(self, folder: Path) -> None:
         disk.require_no_links(self.root, folder.relative_to(self.root).parts)
 
-    def _settle_what_was_read(self) -> None:
+    def _settle_what_was_read(self, key: str) -> None:
+        if key.startswith(BLOBS_PREFIX):
+            return  # a blob says nothing of any record
         # Whoever finds nothing to do here may rely on it: not before another thread has done it.
         with self._settling:
             for folder in list(self._read_from):

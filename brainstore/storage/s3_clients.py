@@ -100,7 +100,10 @@ class Clients:
         if profile := session.get_config_variable("profile"):
             found["profile"] = str(profile)
         # botocore tells nowhere else what it signs with, once a client is made.
-        credentials = client._request_signer._credentials
+        signer = getattr(client, "_request_signer", None)
+        if signer is None:
+            return found
+        credentials = getattr(signer, "_credentials", None)
         if credentials is None:
             return {"identity": "nobody: requests are not signed", **found}
         key = (await credentials.get_frozen_credentials()).access_key
