@@ -275,7 +275,7 @@ SEEDS = st.integers(0, 2**32)
 patient = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(patient, max_examples=150)
+@settings(patient, max_examples=120)
 @given(seed=SEEDS)
 def test_a_zoo_with_one_changed_object_is_used(seed: int) -> None:
     check(seed)
