@@ -26,6 +26,7 @@ from brainstore.address import (
     manifest_key,
     new_ulid,
 )
+from brainstore.fsck import fsck
 from brainstore.garbage import collect
 from brainstore.garbage.collector import DAY_S
 from brainstore.intents import finish_abandoned
@@ -245,3 +246,39 @@ def test_an_intent_of_very_many_saves_is_none(store: MemoryStore) -> None:
         with pytest.raises(Corrupt, match="1024"):
             collect(zoo.zoo, dry_run=False, older_than_s=0, expiry_s=0)
         assert {stat.key for stat in store.list("")} == before
+
+
+@pytest.mark.parametrize("ref", ["ppo:1", "ppo:5", "whole:1"])
+def test_a_repair_believes_no_manifest_that_index_and_pointers_do_not_know(
+    store: MemoryStore, ref: str
+) -> None:
+    """It would be the last to tell of the right one, which another zoo may have."""
+    name, number = ref.split(":")
+    key = manifest_key(Name(name), int(number))
+    elsewhere = MemoryStore("elsewhere")
+    elsewhere._shelf.objects.update(small_zoo()._shelf.objects)
+    with opened(store) as zoo, opened(elsewhere) as other:
+        right = store.get(key).body
+        own, foreign = min(zoo.manifest(ref).blobs), min(zoo.manifest("team/nav:1").blobs)
+        store.put(key, right.replace(own.encode(), foreign.encode()))
+        pointer = f"models/{name}/refs/latest.json"
+        before = store.get(pointer).body
+        for _ in range(2):
+            found = {(each.kind, each.where): each for each in fsck(zoo.zoo, repair=True)}
+            assert not found["manifest", key].repaired
+            assert store.get(pointer).body == before
+        assert_collects_nothing(zoo, store, "the index names")
+        assert not [each for each in fsck(zoo.zoo, repair=True, source=other.zoo) if each.is_damage]
+        assert store.get(key).body == right
+        assert same(zoo.load(ref, as_numpy=True)[0], other.load(ref, as_numpy=True)[0])
+        assert collect(zoo.zoo, dry_run=False).dry_run is False
+
+
+def test_a_repair_believes_a_manifest_that_a_pointer_knows_rather_than_the_index(
+    store: MemoryStore,
+) -> None:
+    wrong = "blake3:" + "0" * 64
+    change(store, "registry.json", lambda record: record["models"]["ppo_v5"].update(digest=wrong))
+    with opened(store) as zoo:
+        assert not [each for each in fsck(zoo.zoo, repair=True) if each.is_damage]
+        assert zoo.table("ppo")[-1]["digest"] == zoo.resolve("ppo:5").digest

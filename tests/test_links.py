@@ -203,7 +203,7 @@ def test_a_file_in_place_of_a_folder_or_the_other_way_is_told_and_stays(
     assert kept.read_bytes() == b"in the way"
 
 
-@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb", b"\x1b[2J", b"x" * 255])
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb\x1b[2J"])
 @pytest.mark.parametrize("kind", ["link", "file", "folder"])
 def test_names_that_are_no_text_break_nothing(
     template: Path, tmp_path: Path, name: bytes, kind: str

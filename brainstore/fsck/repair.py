@@ -138,7 +138,7 @@ def _keep_unreadable(index: Index, known: Index, seen: Survey) -> None:
 def mend_latest(zoo: Zoo, name: Name) -> None:
     """Make `latest` name the highest live version, and know the highest number.
 
-    Does nothing while a higher version cannot be read: it may be the latest. Safe
+    Does nothing while a higher version cannot be read, or was replaced: it may be the latest. Safe
     while others save and delete.
 
     Raises:
@@ -149,7 +149,7 @@ def mend_latest(zoo: Zoo, name: Name) -> None:
         pointer, expect = _pointer_to_mend(zoo, name, Alias(LATEST))
         seen = survey(zoo, name)
         live = max((key for key, each in seen.versions.items() if each.digest), default=None)
-        if any(live is None or key > live for key in seen.damaged):
+        if any(live is None or key >= live for key in seen.damaged):
             return
         numbers = [number for (_, number), each in seen.versions.items() if not each.is_fence]
         newest = max([pointer.newest, *numbers])

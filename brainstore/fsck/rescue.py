@@ -24,7 +24,6 @@ from brainstore.address import (
 )
 from brainstore.errors import (
     AlreadyExists,
-    BadReference,
     Conflict,
     Corrupt,
     NotFound,
@@ -33,7 +32,7 @@ from brainstore.errors import (
 )
 from brainstore.fsck.findings import Course, Finding, Progress, Step
 from brainstore.fsck.repair import WHY
-from brainstore.fsck.survey import Key, Survey, each
+from brainstore.fsck.survey import Key, Survey, digests_pinned, digests_told, each
 from brainstore.index import Index
 from brainstore.records import Manifest, Target, Tombstone, now
 from brainstore.storage.base import ABSENT, Object
@@ -135,9 +134,9 @@ class Rescue:
 
     def _put_back(self, key: Key, seen: Survey, index: Index | None) -> None:
         damaged = self.zoo.store.get(manifest_key(*key))
-        if damaged is None or self._can_be_read(key):
-            return
         digest = _digest_told(key, seen, index)
+        if damaged is None or self._is_right(key, digest):
+            return
         generation = _generation_told(key, digest, seen, index)
         body = self._body_elsewhere(key, digest)
         manifest = self.zoo.registry.versions.decoded(body, *key)
@@ -153,9 +152,10 @@ class Rescue:
         if problems:
             raise _Stays(next(iter(problems.values())))
 
-    def _can_be_read(self, key: Key) -> bool:
+    def _is_right(self, key: Key, digest: Digest) -> bool:
         with suppress(Corrupt):
-            return self.zoo.registry.versions.stored(*key) is not None
+            stored = self.zoo.registry.versions.stored(*key)
+            return stored is not None and stored.digest == digest
         return False
 
     def _body_elsewhere(self, key: Key, digest: Digest) -> bytes:
@@ -201,18 +201,10 @@ def _digest_told(key: Key, seen: Survey, index: Index | None) -> Digest:
     Other versions that name it must not disagree; alone they do not suffice, for they may
     come from a zoo in which this number is another version.
     """
-    told: set[Digest] = set()
-    for (name, _), pointer in seen.pointers.items():
-        places = [(move.to_version, move.to_digest) for move in pointer.moves]
-        for number, digest in (*places, (pointer.version, pointer.digest)):
-            if (name, number) == key and digest is not None:
-                told.add(digest)
-    row = index.rows.get(key, {}) if index else {}
-    with suppress(BadReference):
-        told.add(Digest(str(row.get("digest"))))
+    told = digests_told(key, seen, index or Index())
     if not told:
         raise _Stays("neither the index nor a pointer tells its digest")
-    pins = {digest for each in seen.versions.values() for pin, digest in each.pins if pin == key}
+    pins = digests_pinned(key, seen)
     if len(told | pins) > 1:
         shown = " and as ".join(sorted(digest.short for digest in told | pins))
         raise _Stays(f"its digest is told as {shown}")

@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass
 class Survey:
-    """What was found: readable records, and the keys of those that are not."""
+    """What was found: readable records, and the keys of those that are not, or are replaced."""
 
     versions: dict[Key, Seen] = field(default_factory=dict)
     pointers: dict[tuple[Name, Alias], Pointer] = field(default_factory=dict)
@@ -137,7 +137,45 @@ def survey(
             found.findings.append(pointer)
         elif pointer is not None:
             found.pointers[place] = pointer
+    _find_replaced(zoo, found)
     return found
+
+
+def _find_replaced(zoo: Zoo, found: Survey) -> None:
+    """Count as damaged what can be read and is another record than everybody tells of.
+
+    Manifests never change. Were the index and `latest` mended to tell of this one, nothing
+    would tell of the right one any more, and what that names would be garbage.
+    """
+    try:
+        index = zoo.index()
+    except (Corrupt, Unsupported):
+        index = Index()
+    for key, seen in found.versions.items():
+        told = digests_told(key, found, index) if seen.digest else set()
+        if told and seen.digest not in told | digests_pinned(key, found):
+            found.damaged.add(key)
+            text = f"hashes to {seen.digest}, and index or pointers tell of "
+            text += f"{' and '.join(sorted(told))}. {_heal_record(key)}"
+            found.findings.append(Finding("manifest", manifest_key(*key), text))
+
+
+def digests_told(key: Key, seen: Survey, index: Index) -> set[Digest]:
+    """Return the digests that the index and the pointers tell of a version."""
+    told: set[Digest] = set()
+    for (name, _), pointer in seen.pointers.items():
+        places = [(move.to_version, move.to_digest) for move in pointer.moves]
+        for number, digest in (*places, (pointer.version, pointer.digest)):
+            if (name, number) == key and digest is not None:
+                told.add(digest)
+    with suppress(BadReference):
+        told.add(Digest(str(index.rows.get(key, {}).get("digest"))))
+    return told
+
+
+def digests_pinned(key: Key, seen: Survey) -> set[Digest]:
+    """Return the digests by which other versions name a version."""
+    return {digest for each in seen.versions.values() for pin, digest in each.pins if pin == key}
 
 
 def listing(zoo: Zoo, prefix: str) -> Iterator[Stat]:
