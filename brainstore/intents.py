@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from brainstore.address import INTENTS_PREFIX, Digest, intent_key, new_ulid, parse_intent_key
-from brainstore.errors import Conflict, Corrupt, NotFound, Unsupported
+from brainstore.errors import (
+    Conflict,
+    Corrupt,
+    NotFound,
+    ReadOnly,
+    StoreUnavailable,
+    Unsupported,
+)
 from brainstore.journal import deletion_fact, live_fact
 from brainstore.records import Intent, Manifest, Target, Tombstone, now
 from brainstore.registry import Registry
@@ -59,9 +66,17 @@ def announced(registry: Registry, version: Version) -> Iterator[None]:
     try:
         yield
     except (Conflict, NotFound):
-        remove_intent(registry, write_id)
+        _drop_intent(registry, write_id)
         raise
-    remove_intent(registry, write_id)
+    _drop_intent(registry, write_id)
+
+
+def _drop_intent(registry: Registry, write_id: str) -> None:
+    """Remove an intent of what is done; should that fail, a collection will."""
+    try:
+        remove_intent(registry, write_id)
+    except (StoreUnavailable, ReadOnly) as error:
+        _log.info("left for a collection: %s", error)
 
 
 def remove_intent(registry: Registry, write_id: str) -> None:
