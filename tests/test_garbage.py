@@ -571,6 +571,23 @@ def test_one_whose_replies_are_all_lost_says_so_and_frees_the_zoo(
         assert len(collected(remote).blobs) == 1
 
 
+def test_a_swap_whose_outcome_is_unknown_is_taken_back(
+    zoo: BrainManager, store: MemoryStore
+) -> None:
+    for stage in ("condemned", "deleting"):
+
+        def around(call: Call, proceed: Proceed, stage: str = stage) -> Any:
+            result = proceed()
+            if call.step == "put gc" and state(store).state == stage:
+                raise StoreUnavailable("nobody answers", outcome_unknown=True)
+            return result
+
+        with opened(WrappedStore(store, around)) as other, pytest.raises(StoreUnavailable):
+            collected(other)
+        assert state(store).state == "idle"
+    assert len(collected(zoo).blobs) == 1
+
+
 def test_ctrl_c_while_a_bucket_deletes_leaves_the_state_and_says_so(
     zoo: BrainManager, store: MemoryStore, tmp_path: Path
 ) -> None:

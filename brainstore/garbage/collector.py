@@ -129,6 +129,7 @@ class _Collector:
         self._sizes: dict[Digest, int] = {}
         self._state = GcState()
         self._token = Token("")
+        self._own_write_ids: set[str] = set()
 
     def advance(self, now: float) -> None:
         """Go by this time, of the store's clock."""
@@ -247,6 +248,7 @@ class _Collector:
             condemned=tuple(sorted(condemned)),
             write_id=new_ulid(),
         )
+        self._own_write_ids.add(after.write_id)
         try:
             token = self._store.put(GC_STATE_KEY, after.encode_readable(), expect=self._token)
         except Conflict:
@@ -266,9 +268,15 @@ class _Collector:
                 error.add_note(_STOPPED)
             else:
                 with suppress(BrainstoreError):
-                    self._swap("idle", set())
+                    self._step_back()
             raise
         self._swap("idle", set())
+
+    def _step_back(self) -> None:
+        """Make the state idle if it is of this collection, also if nobody told us that it is."""
+        self._state, self._token = self._read_state()
+        if self._state.write_id in self._own_write_ids:
+            self._swap("idle", set())
 
     def _may_be_late(self, error: BaseException) -> bool:
         """Return whether a deletion that was sent may still take effect."""
