@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from brainstore import marker
-from brainstore.address import GC_STATE_KEY, Digest, Name, manifest_key, new_ulid
+from brainstore.address import BLOBS_PREFIX, GC_STATE_KEY, Digest, Name, manifest_key, new_ulid
 from brainstore.blobs import Blob, Blobs, Upload
 from brainstore.errors import (
     AlreadyExists,
@@ -182,23 +182,41 @@ class Committer:
         """Return what is known of the store in this state of the collector: nothing yet.
 
         `state` was read after the intent was stored. Waits for a collection that condemned
-        any of the digests.
+        any of the digests; one that is certainly dead is ended, and its garbage left to the
+        next.
         """
         deadline, pause_s = time.monotonic() + COLLECTION_WAIT_S, 0.1
         while digests.intersection(state.condemned):
-            if time.monotonic() > deadline:
+            is_dead = self._ended_if_dead()
+            if not is_dead and time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"{self._store.url}: a collection has been {state.state} for "
                     f"{COLLECTION_WAIT_S:.0f} s and holds blobs of this save. Try again later; "
                     "should its process have died, finish it: brainstore gc --yes"
                 )
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 5.0)
+            if not is_dead:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 5.0)
             state = self._read_gc()
         settled = Known(state)
         # Presence learned while a collection runs must not outlive this save.
         self._known = settled if state.state == "idle" else None
         return settled
+
+    def _ended_if_dead(self) -> bool:
+        """Make the collector's state idle if its process has died; return whether it is now.
+
+        Only a lock tells that, which the kernel takes from the dead; so does nothing in a
+        bucket, where also a request of the dead may still take effect.
+        """
+        with suppress(Conflict), self._store.sole(BLOBS_PREFIX) as is_sole:
+            if is_sole and (found := self._store.get(GC_STATE_KEY)) is not None:
+                state = GcState.decode(found.body, f"{self._store.url}/{GC_STATE_KEY}")
+                # Another generation, in which nobody relies on what may be deleted by half.
+                idle = GcState(generation=state.generation + 1, write_id=new_ulid())
+                self._store.put(GC_STATE_KEY, idle.encode_readable(), expect=found.token)
+                return True
+        return False
 
     def _take_number(self, draft: Manifest, first: int, progress: _Progress) -> Version | int:
         """Commit at the first free number from `first` up, never skipping one.

@@ -8,7 +8,8 @@ second sees the other, and steps back.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -23,7 +24,7 @@ from brainstore.address import (
     new_ulid,
 )
 from brainstore.blobs import Blobs
-from brainstore.errors import BadReference, Conflict, NotFound
+from brainstore.errors import BadReference, Conflict, NotFound, ReadOnly, StoreUnavailable
 from brainstore.intents import announced
 from brainstore.journal import deletion_fact, live_fact
 from brainstore.records import Manifest, Target, Tombstone, now
@@ -43,8 +44,9 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
 
     Raises:
         Conflict: an alias or a frozen expert needs the version, or somebody changed it
-            meanwhile; nothing was deleted.
+            meanwhile; nothing was deleted. With `force`, an alias may be gone all the same.
         NotFound: there is no such version.
+        ReadOnly, StoreUnavailable: the store failed. A note says so if it was deleted.
     """
     marker.require(zoo.store)
     registry = zoo.registry
@@ -64,13 +66,15 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
         for alias in _aliases_naming(registry, version) if force else ():
             _unset(registry, version, alias)
         _bury(registry, version, stored, body, why)
-        for alias in _aliases_naming(registry, version):
-            if not force:
-                _restore_again(zoo, version)
-                raise Conflict(f"{alias} moved to {version} while it was deleted; it is back")
-            _unset(registry, version, alias)
-        registry.pointers.retreat_latest(version)
-    return version
+        with _told_deleted(version):
+            moved = _aliases_naming(registry, version)
+            if force or not moved:
+                for alias in moved:
+                    _unset(registry, version, alias)
+                registry.pointers.retreat_latest(version)
+                return version
+        _restore_again(zoo, version)
+        raise Conflict(f"{moved[0]} moved to {version} while it was deleted; it is back")
 
 
 def undelete(zoo: Zoo, reference: Reference) -> Version:
@@ -105,6 +109,18 @@ def undelete(zoo: Zoo, reference: Reference) -> Version:
     version = _restore_safely(zoo, stored)
     registry.pointers.advance_latest(version, new_ulid())
     return version
+
+
+@contextmanager
+def _told_deleted(version: Version) -> Iterator[None]:
+    """Add to a failure of the store inside that the version is deleted all the same."""
+    try:
+        yield
+    except (StoreUnavailable, ReadOnly) as error:
+        error.add_note(
+            f"{version} is deleted; should the list or `latest` still name it, delete it again"
+        )
+        raise
 
 
 def _finish_deletion(registry: Registry, reference: Reference, force: bool) -> None:
@@ -199,7 +215,8 @@ def _bury(registry: Registry, version: Version, stored: Stored, body: bytes, why
         record=msgspec.Raw(body),
     )
     _swap(registry, stored, tombstone)
-    registry.journal.record(*deletion_fact(tombstone))
+    with _told_deleted(version):
+        registry.journal.record(*deletion_fact(tombstone))
 
 
 def _restore_safely(zoo: Zoo, stored: Stored) -> Version:
@@ -260,8 +277,8 @@ def _swap(registry: Registry, stored: Stored, after: Tombstone) -> Token:
         if found is not None and found.record.write_id == after.write_id:
             return found.token  # our swap was accepted, and its reply was lost
         raise Conflict(
-            f"{after.name}:{after.version} was changed by somebody else meanwhile; nothing was "
-            "done. Look again"
+            f"{after.name}:{after.version} was changed by somebody else meanwhile, and is as they "
+            "left it. Look again"
         ) from None
 
 

@@ -35,7 +35,8 @@ State = dict[str, bytes | None]
 class Event:
     """One thing that has happened: what, to which file, under which name.
 
-    create, link, mkdir, unlink      `path`, and `file` is its number
+    create, link, unlink             `path`, and `file` is its number
+    mkdir, rmdir                     `path`, of a folder
     rename                           from `source` to `path`
     write, truncate                  `body` at `offset` of `file`; the file ends at `offset`
     sync                             of `file`, or of the folder `path`
@@ -106,8 +107,8 @@ class Recorder:
             yield Event("rename", path, self._named(path, self._files.pop(source)), source=source)
         elif name in ("unlink", "remove"):
             yield Event("unlink", path, self._files.pop(path))
-        elif name == "mkdir":
-            yield Event("mkdir", path)
+        elif name in ("mkdir", "rmdir"):
+            yield Event(name, path)
         else:
             assert name in ("chmod", "fchmod"), f"the disk knows no {name}"
 
@@ -212,7 +213,7 @@ class Disk:
         elif event.kind == "mkdir":
             self._synced[event.path] = {}
             self._change(folder, {name: FOLDER})
-        elif event.kind == "unlink":
+        elif event.kind in ("unlink", "rmdir"):
             self._change(folder, {name: None})
         elif event.kind == "rename":
             was_in, was = os.path.split(event.source)
@@ -238,10 +239,13 @@ class Disk:
             file.synced = bytes(file.body)
             return
         place = "" if event.path == "." else event.path
-        for change in self._pending:
-            if change.folder == place:
-                _apply(self._synced, change)
-        self._pending = [change for change in self._pending if change.folder != place]
+        here = [change for change in self._pending if change.folder == place]
+        for change in here:
+            _apply(self._synced, change)
+        # What was in a folder that is gone went with it.
+        gone = {name for change in here for name in change.names} - self._synced[place].keys()
+        done = {place, *(os.path.join(place, name) for name in gone)}
+        self._pending = [change for change in self._pending if change.folder not in done]
 
     def states(self, at_most: int, chance: random.Random) -> Iterator[State]:
         """Yield what a power cut may leave now: all of it, or as many as `at_most` by chance."""

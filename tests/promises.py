@@ -6,6 +6,7 @@ Most operations are one instant: a load, an alias that is read, a swap of an ali
 - a save: the version is there; then `latest` is it, or a higher one;
 - a deletion: the version is gone; then `latest` is the highest one left. Between the two,
   `latest` may name what is deleted, or any version that was the highest one meanwhile;
+- a deletion with force: the alias is removed, if it names the version; then as above;
 - a restoration: as a save;
 - an alias that moves to a version that is deleted just then: it moves, and moves back; a
   deletion of a version that an alias moves to just then: it is gone, and comes back.
@@ -223,14 +224,16 @@ def _delete(each: Operation) -> list[Plan]:
     gone: list[Plan] = [(free, bury, free, settle)]
     bounced: list[Plan] = [(bury, named, *plan) for plan in _visible("restore", number)]
     bounced.append((bury, named, ("is_live", number)))
+    lost: list[Plan] = [(("is_gone", number),)]
     if force:
-        gone, bounced = [(bury, free, settle), (bury, unset, settle)], []
+        gone = [(one, bury, other, settle) for one in (free, unset) for other in (free, unset)]
+        lost, bounced = [(one, *lost[0]) for one in (free, unset)], []
     if each.outcome == "ok":
         return gone
     if each.outcome == "NotFound":  # one that was interrupted is finished; or no way back
         return [(("is_gone", number),), (("is_gone", number), unset) if force else (bury, named)]
     if each.outcome == "Conflict":
-        return [(("is_gone", number),), *_if(not force, named), *bounced]
+        return [*lost, *_if(not force, named), *bounced]
     return gone + bounced
 
 

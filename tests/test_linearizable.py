@@ -76,6 +76,10 @@ POSSIBLE = {
         *(did(6, 15, "alias", 2, 1, outcome="NotFound"), did(7, 14, "delete", 2, True)),
         *(did(8, 9, "resolve", "alias", to=2), did(12, 13, "resolve", "alias", to=1)),
     ],
+    "a forced deletion that lost against another, with the alias removed": [
+        *(FIRST, did(2, 3, "alias", 1, 0), did(4, 9, "delete", 1, True, outcome="Conflict")),
+        *(did(5, 8, "delete", 1, False), did(6, 7, "resolve", "alias", outcome="NotFound")),
+    ],
     "a swap that lost": [
         *(FIRST, SECOND, did(4, 5, "alias", 1, 0)),
         *(did(6, 9, "alias", 2, 1), did(6, 9, "alias", 2, 0, outcome="Conflict")),

@@ -176,7 +176,9 @@ def saved_with_revoked(place: S3Place, first: int, cache: Path) -> str | Excepti
 
 @pytest.mark.s3
 @pytest.mark.parametrize(
-    "firsts", [(0, 2, 4, 5, 7), pytest.param(tuple(range(16)), marks=pytest.mark.soak)], ids=str
+    "firsts",
+    [(0, 2, 4, 5, 7), pytest.param(tuple(range(16)), marks=pytest.mark.soak)],
+    ids=["some", "all"],
 )
 def test_credentials_revoked_in_a_save_are_told_and_leave_nothing_that_a_collection_does_not_remove(
     s3_place: S3Place, tmp_path: Path, firsts: tuple[int, ...], tally: Callable[..., None]

@@ -83,6 +83,12 @@ def assert_told(error: BrainstoreError | None, found: Found, place: tuple[str, i
     return "not known"
 
 
+def assert_deletion_told(error: BrainstoreError, is_gone: bool) -> None:
+    told = "ppo:3 is deleted" in "\n".join(getattr(error, "__notes__", []))
+    assert is_gone or not told
+    assert told or not is_gone or getattr(error, "outcome_unknown", False), repr(error)
+
+
 def assert_goes_on(folder: Path, *, collections: int = 1) -> None:
     """What was there loads, the next save works, and a collection leaves only what is named."""
     found = read_raw(LocalStore(folder))
@@ -127,6 +133,8 @@ def check(template: Path, disk: BadDisk, work: str) -> bool:
     if work.startswith("save"):
         place = ("ppo", 4) if work == "save" else ("team/other", 1)
         assert_told(error, read_raw(LocalStore(folder)), place)
+    if work == "delete" and error is not None:
+        assert_deletion_told(error, ("ppo", 3) in read_raw(LocalStore(folder)).deleted)
     # Who is taken for dead while deleting or restoring gives the version a new time of grace.
     assert_goes_on(folder, collections=2 if work in ("delete", "undelete") else 1)
     shutil.rmtree(folder)
@@ -154,7 +162,7 @@ def sweep(
 def test_a_full_disk_is_told_and_leaves_nothing_that_a_collection_does_not_remove(
     template: Path, tmp_path: Path, work: str
 ) -> None:
-    step = 4 if work == "save" else 9
+    step = {"save": 4, "delete": 3}.get(work, 9)
     assert sweep(template, tmp_path / "zoo", work, errno.ENOSPC, step=step) > 1
 
 
