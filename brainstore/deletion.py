@@ -223,7 +223,7 @@ def _restore_safely(zoo: Zoo, stored: Stored) -> Version:
     """Restore it, under an intent, if its blobs are there; `stored` was read before."""
     record = stored.record
     assert isinstance(record, Tombstone)
-    manifest = zoo.registry.versions.decoded(bytes(record.record), record.name, record.version)
+    manifest = zoo.registry.versions.decoded(stored.kept_body, record.name, record.version)
     target = Target(name=record.name, version=record.version)
     with zoo.committer.protecting([target], set(manifest.blobs)):
         _require_blobs(zoo.blobs, manifest, zoo.url)

@@ -49,10 +49,30 @@ class Stored:
 
     @property
     def live_body(self) -> bytes | None:
-        """The bytes of the manifest, exactly as first stored, or None if it is deleted."""
+        """The bytes of the manifest, exactly as first stored, or None if it is deleted.
+
+        Raises Corrupt as `kept_body` does.
+        """
         if isinstance(self.record, Manifest):
             return self.body
-        return None if self.record.is_deleted else bytes(self.record.record)
+        return None if self.record.is_deleted else self.kept_body
+
+    @property
+    def kept_body(self) -> bytes:
+        """The bytes of the manifest, deleted or not; there is none in a fence.
+
+        Raises Corrupt if the tombstone keeps another one than it tells of.
+        """
+        if isinstance(self.record, Manifest):
+            return self.body
+        body, expected = bytes(self.record.record), self.record.replaced_digest
+        if Digest.of(body) != expected:
+            raise Corrupt(
+                f"{manifest_key(self.record.name, self.record.version)}: the tombstone keeps a "
+                f"manifest that hashes to {Digest.of(body).short}…, expected {expected}. "
+                f"Run: brainstore fsck {self.record.name}"
+            )
+        return body
 
     @property
     def digest(self) -> Digest | None:
@@ -80,8 +100,6 @@ class Versions:
             return None
         record = decode_version(found.body, f"{self._store.url}/{key}")
         self._require_place(record, name, number)
-        if isinstance(record, Tombstone) and not record.is_fence:
-            _require_kept(record, key)
         return Stored(record, found.body, found.token)
 
     def opened(self, name: Name, number: int, stored: Stored) -> tuple[Version, Manifest] | None:
@@ -147,13 +165,3 @@ class Versions:
                 f"{self._store.url}/{manifest_key(name, number)} holds the record of "
                 f"{record.name}:{record.version}. Run: brainstore fsck"
             )
-
-
-def _require_kept(tombstone: Tombstone, key: str) -> None:
-    """Raise Corrupt unless the tombstone keeps the manifest that it tells of."""
-    found = Digest.of(bytes(tombstone.record))
-    if found != tombstone.replaced_digest:
-        raise Corrupt(
-            f"{key}: the tombstone keeps a manifest that hashes to {found.short}…, expected "
-            f"{tombstone.replaced_digest}. Run: brainstore fsck {tombstone.name}"
-        )

@@ -95,6 +95,17 @@ def test_a_restored_version_is_the_one_that_was_deleted(store: MemoryStore) -> N
                 call("ppo:4")
 
 
+def test_what_comes_back_is_what_was_deleted(store: MemoryStore) -> None:
+    key = manifest_key(Name("ppo"), 3)
+    change(store, key, lambda record: record["record"]["meta"].update(notes="better"))
+    with opened(store) as zoo:
+        with pytest.raises(Corrupt, match="tombstone keeps a manifest that hashes to"):
+            zoo.undelete("ppo:3")
+        # It was deleted just now, by the store's clock.
+        assert_collects_nothing(zoo, store, "tombstone keeps a manifest that hashes to")
+        assert ("deleted", "ppo:3") in {(each.what, each.ref) for each in zoo.history("ppo")}
+
+
 DEEP = nested("[", 400, "]")
 
 

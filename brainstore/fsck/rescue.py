@@ -155,7 +155,7 @@ class Rescue:
     def _is_right(self, key: Key, digest: Digest) -> bool:
         with suppress(Corrupt):
             stored = self.zoo.registry.versions.stored(*key)
-            return stored is not None and stored.digest == digest
+            return stored is not None and Digest.of(stored.kept_body) == digest
         return False
 
     def _body_elsewhere(self, key: Key, digest: Digest) -> bytes:

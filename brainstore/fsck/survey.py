@@ -217,8 +217,7 @@ def _read(zoo: Zoo, key: Key, stored: Stored, leaves: bool) -> tuple[Seen, list[
         return Seen(None, record.write_ids, generation, is_fence=True), []
     body = stored.live_body
     if body is None:
-        assert isinstance(record, Tombstone)
-        kept = zoo.registry.versions.decoded(bytes(record.record), *key).blobs
+        kept = zoo.registry.versions.decoded(stored.kept_body, *key).blobs
         return Seen(None, record.write_ids, generation, kept=frozenset(kept)), []
     manifest = zoo.registry.versions.decoded(body, *key)
     digest = Digest.of(body)

@@ -104,7 +104,7 @@ def buried_body(stored: Stored, stat: Stat, deleted_before: float) -> bytes | No
     assert isinstance(record, Tombstone)
     if record.is_fence or stat.modified_at <= deleted_before:
         return None
-    return bytes(record.record)
+    return stored.kept_body
 
 
 def require_record(zoo: Zoo, key: Key) -> Stored:

@@ -196,13 +196,13 @@ def standing(target: Zoo, version: Version) -> Standing:
     """
     try:
         stored = target.registry.versions.stored(version.name, version.version)
+        body = stored.live_body if stored else None
     except Corrupt as error:
         return Standing("failed", f"its place at the target is damaged: {error}")
     except Unsupported as error:
         return Standing("failed", str(error))
     if stored is None:
         return Standing(None)
-    body = stored.live_body
     if body is None:
         return _buried(stored, version)
     found = Digest.of(body)
