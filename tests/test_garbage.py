@@ -433,6 +433,73 @@ def test_the_world_stops_at_any_call_of_a_collection(
     assert 20 < at < 199
 
 
+def test_a_collection_that_died_early_holds_no_save_up_though_nothing_can_be_collected(
+    zoo: BrainManager, store: MemoryStore
+) -> None:
+    stuck(store, zoo, "condemned", age_s=3700)
+    key = "models/ppo/v1/manifest.json"
+    store.put(key, b"{}")
+    with pytest.raises(Corrupt):
+        collected(zoo)
+    assert state(store).state == "idle"
+
+
+@pytest.mark.parametrize("step", ["swap gc idle", "lost deletion"])
+def test_a_state_that_stays_is_said(
+    zoo: BrainManager, store: MemoryStore, tmp_path: Path, step: str
+) -> None:
+    """Saves wait for it, and nobody else would tell why."""
+
+    class Failing(WrappedStore):
+        def put(self, key: str, body: Any, **options: Any) -> Any:
+            if key == GC_STATE_KEY and b'"idle"' in body:
+                raise StoreUnavailable("the network is gone.")
+            return super().put(key, body, **options)
+
+        def delete_all(self, keys: Any) -> None:
+            if step == "lost deletion":
+                raise StoreUnavailable("the network is gone, and nothing was sent.")
+            super().delete_all(keys)
+
+    with (
+        opened(Failing(store, is_remote=True), cache=Cache(tmp_path / "cache")) as remote,
+        pytest.raises(StoreUnavailable) as caught,
+    ):
+        collected(remote)
+    assert "could not say so" in caught.value.__notes__[0]
+    assert state(store).state == "deleting"
+
+
+def test_what_fails_after_the_garbage_is_gone_does_not_hide_that(
+    zoo: BrainManager, store: MemoryStore
+) -> None:
+    put_intent(zoo, [])
+
+    def around(call: Call, proceed: Proceed) -> Any:
+        if call.step == "delete intent":
+            raise StoreUnavailable("the network is gone.")
+        return proceed()
+
+    with opened(WrappedStore(store, around)) as other:
+        with pytest.raises(StoreUnavailable) as caught:
+            collected(other, expiry_s=0)
+        assert "1 blobs of garbage were removed" in caught.value.__notes__[0]
+    assert state(store).state == "idle"
+
+
+def test_who_may_not_list_uploads_collects_all_the_same(
+    zoo: BrainManager, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Denied(WrappedStore):
+        def leftovers(self) -> Any:
+            raise StoreUnavailable("access denied.")
+
+    with opened(Denied(store)) as other:
+        assert len(collected(other, dry_run=True).blobs) == 1
+        assert len(collected(other).blobs) == 1
+    assert "cannot be listed, and stay: access denied" in caplog.text
+
+
 # Keep the last
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from brainstore import marker
 from brainstore.address import (
@@ -27,7 +27,14 @@ from brainstore.address import (
     parse_blob_key,
     parse_intent_key,
 )
-from brainstore.errors import BrainstoreError, Conflict, Corrupt, StoreUnavailable
+from brainstore.errors import (
+    BrainstoreError,
+    Conflict,
+    Corrupt,
+    ReadOnly,
+    StoreUnavailable,
+    Unsupported,
+)
 from brainstore.garbage.closing import give_up
 from brainstore.garbage.collection import Collection, Garbage
 from brainstore.garbage.live import Key, LiveSet
@@ -159,12 +166,15 @@ class _Collector:
             return
         if not is_sole:
             self._require_dead(take_over)
-        if self._state.state == "deleting":
-            garbage = set(self._state.condemned)
-            self._require_garbage(garbage)
-            with self._idle_at_the_end():
-                self._swap("deleting", garbage, generation=self._state.generation + 1)
-                self._delete(garbage)
+        if self._state.state == "condemned":
+            # It has removed nothing. Should this collection stop early, saves need not wait.
+            self._swap("idle", set())
+            return
+        garbage = set(self._state.condemned)
+        self._require_garbage(garbage)
+        with self._idle_at_the_end():
+            self._swap("deleting", garbage, generation=self._state.generation + 1)
+            self._delete(garbage)
 
     def collected(self, retired: Retention) -> Collection:
         """Collect; return what was done. After `take_up`."""
@@ -184,10 +194,11 @@ class _Collector:
             if garbage:
                 self._swap("deleting", garbage)
                 self._delete(garbage)
-        self._remove_intents(dead)
-        leftovers = self._leftovers()
-        for leftover in leftovers:
-            self._store.discard(leftover)
+        with _noting(f"{len(garbage):,} blobs of garbage were removed; {_TIDYING}"):
+            self._remove_intents(dead)
+            leftovers = self._leftovers()
+            for leftover in leftovers:
+                self._store.discard(leftover)
         return self._told(retired, garbage, dead, leftovers, dry_run=False)
 
     def _require_garbage(self, condemned: set[Digest]) -> None:
@@ -267,10 +278,19 @@ class _Collector:
             if self._may_be_late(error):
                 error.add_note(_STOPPED)
             else:
-                with suppress(BrainstoreError):
-                    self._step_back()
+                self._free(error)
             raise
-        self._swap("idle", set())
+        with _noting(_NOT_IDLE):
+            self._swap("idle", set())
+
+    def _free(self, error: BaseException) -> None:
+        """Make the state idle after an error, and note on it if that fails, too."""
+        try:
+            self._step_back()
+        except Conflict:
+            pass  # another collection has the state now
+        except BrainstoreError:
+            error.add_note(_NOT_IDLE)
 
     def _step_back(self) -> None:
         """Make the state idle if it is of this collection, also if nobody told us that it is."""
@@ -349,7 +369,12 @@ class _Collector:
             self._store.delete(intent_key(intent.write_id))
 
     def _leftovers(self) -> list[Stat]:
-        found = self._store.leftovers()
+        try:
+            found = list(self._store.leftovers())
+        except (StoreUnavailable, ReadOnly, Unsupported) as error:
+            # To list uploads is a right of its own, and not every server can.
+            _log.warning("unfinished writes cannot be listed, and stay: %s", error)
+            return []
         return [stat for stat in found if stat.modified_at <= self._dead_before]
 
     def _told(
@@ -379,10 +404,26 @@ _STOPPED = (
     "needed is lost; saves that need what it removes wait. An hour from now, run: "
     "brainstore gc --yes --take-over"
 )
+_NOT_IDLE = (
+    "the collection has ended, and could not say so: saves that need what it condemned wait until "
+    "another one has run, in a bucket an hour from now: brainstore gc --yes --take-over"
+)
+_TIDYING = "intents and half-written files of the dead were not, or not all. Run it again"
 _UNREADABLE = (
     "It may name anything, so nothing is collected. Once no save of its time can be running, "
     "remove it"
 )
+
+
+@contextmanager
+def _noting(text: str) -> Iterator[None]:
+    """Add to whatever goes wrong inside, unless another collection has taken over."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Conflict):
+            error.add_note(text)
+        raise
 
 
 def _digests(intents: Sequence[Intent]) -> set[Digest]:

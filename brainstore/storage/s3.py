@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from brainstore.address import BLOBS_PREFIX, DAMAGED_PREFIX
 from brainstore.errors import (
     AlreadyExists,
     BadParams,
@@ -61,6 +62,7 @@ _ATTEMPTS = 6
 _READ_ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _UPLOAD = "?uploadId="
+_SENT_IN_PARTS = (BLOBS_PREFIX, DAMAGED_PREFIX)
 _KEYS_PER_DELETION = 1000  # what S3 takes in one request
 
 
@@ -143,11 +145,13 @@ class S3Store(Store):
         self._call("delete", key, lambda: self._delete(key))
 
     def leftovers(self) -> Iterator[Stat]:
+        ours = tuple(self._prefix + prefix for prefix in _SENT_IN_PARTS)
         marker: dict[str, str] = {}
         while True:
             page = self._call("list", "", partial(self._uploads_page, marker))
             for upload in page.get("Uploads", ()):
-                if upload["Key"].startswith(self._prefix):
+                # What else is in the bucket is not ours to end: a zoo may be all of it.
+                if upload["Key"].startswith(ours):
                     key = f"{upload['Key'][len(self._prefix) :]}{_UPLOAD}{upload['UploadId']}"
                     yield Stat(key, 0, _begun_at(upload))
             # SeaweedFS 4.48 goes on from the id alone, and names no key.
