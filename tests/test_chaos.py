@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -123,8 +124,11 @@ SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2,
 
 @pytest.mark.parametrize("kind", ["memory", "remote", "disk"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_is_done_at_once_ends_well(seed: int, kind: str, tmp_path: Path) -> None:
+def test_whatever_is_done_at_once_ends_well(
+    seed: int, kind: str, tmp_path: Path, tally: Callable[..., None]
+) -> None:
     inner, options = store_of(kind, tmp_path)
     store = WrappedStore(inner, is_remote=kind == "remote")
     saved = run(store, seed, **options)
     assert_true(store, saved, **options)
+    tally("threads at everything, replies settled wrongly", cases=1, operations=THREADS * STEPS)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from zoos import crash, memory_copy, opened, params, read_raw, same
@@ -16,7 +11,6 @@ from zoos import crash, memory_copy, opened, params, read_raw, same
 from brainstore import BrainManager, Conflict, NotFound
 from brainstore.intents import finish_abandoned
 from brainstore.storage.base import Store
-from brainstore.storage.local import LocalStore
 from brainstore.storage.memory import MemoryStore
 
 MOST_CALLS = 60
@@ -135,91 +129,3 @@ def test_what_stopped_half_way_is_finished_by_doing_it_again(
                 assert zoo.table() == table
                 assert zoo.get_latest("ppo") == names[-1]
                 zoo.load("ppo", as_numpy=True)
-
-
-# The same, by killing real processes on a real disk
-
-KILLER = """
-import sys, warnings
-warnings.simplefilter("error")
-sys.path.insert(0, sys.argv[2])
-from zoos import params
-from brainstore import BrainManager
-zoo = BrainManager(sys.argv[1])
-zoo.load("ppo", as_numpy=True)
-import os
-os.write(1, b"begin\\n")
-for seed in (4, 5):
-    os.write(1, zoo.save("ppo", params(seed)).encode() + b"\\n")
-zoo.alias("ppo:1", "prod")
-os.write(1, b"prod\\n")
-zoo.delete("ppo:2")
-os.write(1, b"deleted\\n")
-zoo.close()
-"""
-CALLS = ["write", "fsync", "link", "rename", "unlink", "mkdir"]
-
-
-def killed(zoo: Path, call: str, when: int) -> tuple[bool, list[str]]:
-    """Run the saves, kill them at the `when`-th such call; return what they had said."""
-    done = subprocess.run(
-        [
-            "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
-            "-e", f"inject={call}:signal=KILL:when={when}",
-            sys.executable, "-c", KILLER, str(zoo), str(Path(__file__).parent),
-        ],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode in (0, -9, 137), done.stderr
-    return done.returncode != 0, done.stdout.split()
-
-
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template") / "zoo"
-    with opened(folder) as zoo:
-        for seed in (1, 2, 3):
-            zoo.save("ppo", params(seed))
-    return folder
-
-
-needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="strace, which kills at a system call, is missing"
-)
-
-
-def check_kill(template: Path, zoo: Path, call: str, when: int) -> bool:
-    shutil.copytree(template, zoo)
-    was_killed, said = killed(zoo, call, when)
-    acknowledged = {("ppo", number): number for number in (1, 2, 3)}
-    for name in said:
-        if match := re.fullmatch(r"ppo_v(\d+)", name):
-            acknowledged["ppo", int(match[1])] = int(match[1])
-    if "prod" in said:
-        assert read_raw(LocalStore(zoo)).pointers["ppo", "prod"]["version"] == 1
-    assert_goes_on(LocalStore(zoo), acknowledged)
-    shutil.rmtree(zoo)
-    return was_killed
-
-
-@needs_strace
-@pytest.mark.parametrize(
-    ("call", "when"), [("link", 2), ("link", 3), ("rename", 2), ("fsync", 9), ("unlink", 3)]
-)
-def test_a_process_killed_at_a_system_call_leaves_a_whole_zoo(
-    on_disk: Path, tmp_path: Path, call: str, when: int
-) -> None:
-    assert check_kill(on_disk, tmp_path / "zoo", call, when)
-
-
-@needs_strace
-@pytest.mark.soak
-@pytest.mark.parametrize("call", CALLS)
-def test_a_process_killed_at_every_system_call_leaves_a_whole_zoo(
-    on_disk: Path, tmp_path: Path, call: str
-) -> None:
-    when, survived = 0, 0
-    while survived < 2 and when < 400:
-        when += 1
-        survived += not check_kill(on_disk, tmp_path / "zoo", call, when)
-    assert when > 2
