@@ -26,7 +26,7 @@ from brainstore.errors import (
     StoreUnavailable,
     Unsupported,
 )
-from brainstore.storage import disk, local
+from brainstore.storage import disk, locks
 from brainstore.storage.base import ABSENT, ANYTHING, Stat
 from brainstore.storage.local import LocalStore
 
@@ -269,7 +269,7 @@ def test_a_lock_that_is_never_given_back_is_reported(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = store.put(LATER, b"before")
-    monkeypatch.setattr(local, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(locks, "_TIMEOUT_S", 0.05)
     folder = os.open((store.root / LATER).parent, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with pytest.raises(StoreUnavailable, match="Is it stopped"):
@@ -281,7 +281,7 @@ def test_a_platform_without_flock_cannot_swap(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = store.put(LATER, b"before")
-    monkeypatch.setattr(local, "fcntl", None)
+    monkeypatch.setattr(locks, "ARE_THERE", False)
     store.put("blobs/00/b", b"1", expect=ABSENT)
     store.put(LATER, b"between")
     store.delete("blobs/00/b")

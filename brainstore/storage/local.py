@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import secrets
 import stat as file_type
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +24,7 @@ from brainstore.errors import (
     StoreUnavailable,
     Unsupported,
 )
-from brainstore.storage import disk
+from brainstore.storage import disk, locks
 from brainstore.storage.base import (
     ABSENT,
     ANYTHING,
@@ -40,13 +38,7 @@ from brainstore.storage.base import (
 )
 from brainstore.storage.disk_errors import FULL, explanation
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # who needs it asks first
-
 _ATTEMPTS = 16
-_LOCK_TIMEOUT_S = 60.0
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -171,16 +163,8 @@ class LocalStore(Store):
         with self._explained("write", prefix):
             self._make_folder(folder)
             self._refuse_to_leave(folder)
-            descriptor = os.open(folder, os.O_RDONLY) if fcntl else -1
-        if fcntl is None:
-            yield False
-            return
-        try:
-            _lock_at_once(descriptor, folder)
-            yield True
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+        with locks.had_at_once(folder) as is_sole:
+            yield is_sole
 
     def access(self) -> dict[str, str]:
         return {"identity": disk.user()}
@@ -270,7 +254,7 @@ class LocalStore(Store):
         raise self._restless(file)
 
     def _swap(self, key: str, file: Path, body: bytes | Body, expect: str) -> Token:
-        if fcntl is None:
+        if not locks.ARE_THERE:
             raise Unsupported(
                 f"{self.url}: this platform has no flock, so {key} cannot be replaced safely "
                 "among several writers. Use Linux, macOS or an S3 server."
@@ -386,28 +370,10 @@ class LocalStore(Store):
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        """Hold the lock of `folder` against all threads and processes.
-
-        The kernel takes the lock from a process that dies. Without flock, no lock is
-        held: then there are no swaps that a lock would guard.
-        """
+        """Hold the lock of the folder against whoever else would replace or remove in it."""
         self._refuse_to_leave(folder)
-        if fcntl is None:
+        with locks.waited_for(folder):
             yield
-            return
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                _wait_for_lock(descriptor, folder, deadline)
-                # The folder may have been removed and made anew while we waited.
-                if disk.is_still_at(descriptor, folder):
-                    yield
-                    return
-            finally:
-                # Not left to close: a child forked meanwhile has the descriptor too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-                os.close(descriptor)
 
     @contextmanager
     def _explained(self, action: str, key: str) -> Iterator[None]:
@@ -422,38 +388,3 @@ class LocalStore(Store):
 
 def _stat(key: str, found: os.stat_result) -> Stat:
     return Stat(key, found.st_size, found.st_mtime)
-
-
-def _lock_at_once(descriptor: int, folder: Path) -> None:
-    try:
-        _lock(descriptor, folder)
-    except BlockingIOError:
-        raise Conflict(
-            f"Another process holds the lock of {folder}: it is at the same work. Wait for it"
-        ) from None
-
-
-def _wait_for_lock(descriptor: int, folder: Path, deadline: float) -> None:
-    while True:
-        try:
-            _lock(descriptor, folder)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreUnavailable(
-                    f"Another process has held the lock of {folder} for over "
-                    f"{_LOCK_TIMEOUT_S:.0f} s. Is it stopped? End it, then try again."
-                ) from None
-            time.sleep(random.uniform(0.0002, 0.002))
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise Unsupported(
-            f"{folder} lies on a filesystem without locks ({error.strerror}), so several "
-            "writers cannot share it. Use a local disk or an S3 server."
-        ) from error
