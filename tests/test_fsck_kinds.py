@@ -576,5 +576,6 @@ def test_several_findings_about_one_record_are_repaired_or_not_each_by_itself(
     with BrainManager(zoo.storage_dir) as fresh:
         findings = fsck(fresh.zoo, repair=True)
     told = [each.text for each in findings if each.kind == "manifest" and each.is_damage]
-    assert len(told) == len(set(told)) == 2
+    # Two leaves lie in a blob that is not listed; and the record is not the one that is known.
+    assert len(told) == len(set(told)) == 3
     assert not [each for each in findings if each.kind == "manifest" and each.repaired]

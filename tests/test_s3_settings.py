@@ -75,7 +75,10 @@ def test_a_server_that_never_answers_is_a_time_out(s3_place: S3Place, call: obje
             },
         }
         store = open_store(s3_place.url, options)
-        with pytest.raises(StoreUnavailable, match=r"time-out, no answer within 0\.3 s") as caught:
+        with pytest.raises(
+            StoreUnavailable,
+            match=r"time-out, (no answer within 0\.3|the server took nothing for 0\.9) s",
+        ) as caught:
             call(store)
         assert endpoint_url in str(caught.value)
         store.close()

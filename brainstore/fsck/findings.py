@@ -19,7 +19,8 @@ WRONG: dict[Kind, str] = {
     "gc": "the collector's state is missing or cannot be read, or a collection does not end",
     "intent": "an intent cannot be read; while it is here, nothing is collected",
     "permissions": "a file or folder may not be read, or a folder not be written, by us",
-    "manifest": "the record of a version cannot be read, or contradicts itself",
+    "manifest": "the record of a version cannot be read, contradicts itself, or is another than "
+    "index and pointers tell of",
     "blob-missing": "a blob that a live version needs is gone",
     "blob-size": "a blob has another size than the manifests that name it tell",
     "blob-damaged": "a blob has other bytes than its name says",
