@@ -25,6 +25,7 @@ from brainstore.address import (
 )
 from brainstore.blobs import Blobs
 from brainstore.errors import BadReference, Conflict, NotFound, ReadOnly, StoreUnavailable
+from brainstore.index import Index
 from brainstore.intents import announced
 from brainstore.journal import deletion_fact, live_fact
 from brainstore.records import Manifest, Target, Tombstone, now
@@ -34,13 +35,23 @@ from brainstore.versions import Stored, Version
 from brainstore.zoo import Zoo
 
 
-def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False) -> Version:
+def delete(
+    zoo: Zoo,
+    reference: Reference,
+    *,
+    why: str = "",
+    force: bool = False,
+    index: Index | None = None,
+) -> Version:
     """Make the version disappear, until `undelete`; return what was deleted.
 
     Atomic: it is there or not. `latest` moves back to the highest live version if it
     named this one. With `force`, aliases that name the version are removed first. If it is
     deleted already, what a deleter that died may have left undone is done before the
     error.
+
+    Args:
+        index: where to look for versions that need this one; read now if not given.
 
     Raises:
         Conflict: an alias or a frozen expert needs the version, or somebody changed it
@@ -55,7 +66,7 @@ def delete(zoo: Zoo, reference: Reference, *, why: str = "", force: bool = False
     except NotFound:
         _finish_deletion(registry, reference, force)
         raise
-    _refuse_if_needed(registry, version, force)
+    _refuse_if_needed(registry, version, force, index)
     stored = registry.versions.stored(version.name, version.version)
     body = stored.live_body if stored else None
     if stored is None or body is None:
@@ -176,7 +187,9 @@ def finish_restoration(registry: Registry, name: Name, number: int) -> None:
         registry.journal.record(*live_fact(stored.record, manifest, version.digest))
 
 
-def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None:
+def _refuse_if_needed(
+    registry: Registry, version: Version, force: bool, index: Index | None
+) -> None:
     # Also when forced: what cannot be read is known before anything is done.
     aliases = _aliases_naming(registry, version)
     if force:
@@ -186,7 +199,7 @@ def _refuse_if_needed(registry: Registry, version: Version, force: bool) -> None
             f"{version} is named by {', '.join(aliases)}. Move or remove the alias first, or "
             "force the deletion"
         )
-    rows = registry.journal.index().rows
+    rows = (index or registry.journal.index()).rows
     users = [
         f"{name}:{n}" for (name, n), row in rows.items() if str(version) in row.get("experts", ())
     ]

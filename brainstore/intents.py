@@ -1,7 +1,7 @@
-"""Intents: what a running save will reference, stored before it does.
+"""Intents: what a save, sync, restoration, deletion or move is about, stored before it.
 
-They serve two readers. A collector spares what they name. And whoever folds the
-journal finds by them the versions whose saver died between the commit and its fact.
+They serve two readers. A collector spares the blobs that they name. And whoever folds the
+journal finds by them what was done and not told, for who did it died in between.
 """
 
 from __future__ import annotations

@@ -420,10 +420,10 @@ Targets = Annotated[tuple[Target, ...], msgspec.Meta(max_length=MAX_TARGETS)]
 
 
 class Intent(Record, frozen=True, kw_only=True):
-    """What a running save or sync will reference; it protects those blobs from gc.
+    """What is under way: it protects the blobs that it names from gc, and others finish it.
 
-    A save tries its target's number and those above it; one that is `exact`, of a sync or
-    a restoration, tries no other.
+    A save tries its target's number and those above it; one that is `exact`, of a sync, a
+    restoration, a deletion or a move of an alias, concerns no other.
     """
 
     write_id: str

@@ -544,6 +544,62 @@ def test_experts_of_what_stays_are_kept_and_users_go_before_their_experts(
         assert (str(kept), reason) == ("expert:2", "it is a frozen expert of fused:2")
 
 
+def test_deleting_many_reads_the_index_a_few_times(store: MemoryStore) -> None:
+    def reads(versions: int) -> int:
+        with opened(WrappedStore(MemoryStore())) as zoo:
+            for seed in range(versions):
+                zoo.save("ppo", params(seed))
+            finish(zoo)
+            before = len(zoo.zoo.store.calls)
+            assert len(zoo.gc(dry_run=False, keep_last=1).deleted) == versions - 1
+            calls = zoo.zoo.store.calls[before:]
+            return sum(call.key == "registry.json" and call.method == "get" for call in calls)
+
+    assert reads(4) == reads(12)
+
+
+def test_an_expert_that_somebody_uses_meanwhile_is_kept(store: MemoryStore) -> None:
+    """Of those that wait for their turn, after the index was read again."""
+    users: list[str] = []
+
+    def around(call: Call, proceed: Proceed) -> Any:
+        if call.step == "put manifest" and not users:
+            with opened(store) as other:
+                tree = {"own": params(9), "expert": params(2)}
+                users.append(other.save("fused", tree, frozen_experts={"expert": "expert:2"}))
+        return proceed()
+
+    with opened(store) as zoo:
+        for seed in (1, 2, 3):
+            zoo.save("expert", params(seed))
+    with pytest.MonkeyPatch.context() as patch, opened(WrappedStore(store, around)) as zoo:
+        patch.setattr("brainstore.garbage.retention._PER_INDEX", 1)
+        done = zoo.gc(dry_run=False, keep_last=1)
+    assert users
+    assert [str(version) for version in done.deleted] == ["expert:1"]
+    assert "fused:1" in done.kept[0][1]
+
+
+@pytest.mark.parametrize(("step", "count"), [("put manifest", 1), ("list blob", 2)])
+def test_what_was_deleted_before_a_failure_is_said(
+    zoo: BrainManager, store: MemoryStore, step: str, count: int
+) -> None:
+    zoo.save("ppo", params(4))
+    buried: list[str] = []
+
+    def around(call: Call, proceed: Proceed) -> Any:
+        if call.step == step and len(buried) == count:
+            raise StoreUnavailable("the network is gone.")
+        if call.step == "put manifest":
+            buried.append(call.key)
+        return proceed()
+
+    with opened(WrappedStore(store, around)) as other:
+        with pytest.raises(StoreUnavailable) as caught:
+            other.gc(dry_run=False, keep_last=1)
+        assert f"{count} versions were deleted before" in caught.value.__notes__[-1]
+
+
 def test_with_an_age_young_versions_stay(zoo: BrainManager) -> None:
     done = zoo.gc(keep_last=1, older_than=3600)
     assert done.deleted == ()

@@ -49,7 +49,7 @@ def _close_from(registry: Registry, name: Name, first: int, write_id: str) -> No
 
 
 def _close_exactly(registry: Registry, name: Name, number: int) -> None:
-    """Fence a sync or a restoration off, which may replace the tombstone that it has read."""
+    """Fence off who tries one number, and may replace the tombstone that was read there."""
     while True:
         found = _fenced_or_found(registry, name, number)
         if found is None or isinstance(found.record, Manifest) or not found.record.is_deleted:

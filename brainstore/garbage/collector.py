@@ -38,7 +38,7 @@ from brainstore.errors import (
 from brainstore.garbage.closing import give_up
 from brainstore.garbage.collection import Collection, Garbage
 from brainstore.garbage.live import Key, LiveSet
-from brainstore.garbage.retention import Retention, choose, retire
+from brainstore.garbage.retention import Retention, choose, retire, told
 from brainstore.intents import ABANDONED_S, finish_abandoned
 from brainstore.records import GcState, Intent, Stage
 from brainstore.storage.base import Stat, Store, Token
@@ -108,7 +108,8 @@ def collect(
         retired = retire(zoo, retired)
         if retired.doomed:
             run.advance(store_time(zoo.store, may_write=True))
-        return run.collected(retired)
+        with told(retired.doomed):
+            return run.collected(retired)
 
 
 def store_time(store: Store, *, may_write: bool) -> float:

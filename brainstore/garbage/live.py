@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from brainstore.address import MODELS_PREFIX, Digest, Name, parse_manifest_key
@@ -37,6 +38,7 @@ class LiveSet:
         self._deleted_before = deleted_before
         self._but = but
         self._seen: set[str] = set()
+        self._adding = threading.Lock()
         self._indexed = _indexed(zoo)
 
     def read(self) -> None:
@@ -48,14 +50,18 @@ class LiveSet:
         found = list(self._zoo.store.list(MODELS_PREFIX))
         self._require_all({key for stat in found if (key := parse_manifest_key(stat.key))})
         listed = [stat for stat in found if self._is_new(stat)]
-        for stat, named in zip(listed, self._zoo.in_parallel(self._named, listed), strict=True):
-            if named is not None:
-                self.blobs |= named
-                self._seen.add(stat.key)
+        self._zoo.in_parallel(self._add, listed)
 
     def _is_new(self, stat: Stat) -> bool:
         key = parse_manifest_key(stat.key)
         return key is not None and key not in self._but and stat.key not in self._seen
+
+    def _add(self, stat: Stat) -> None:
+        named = self._named(stat)
+        if named is not None:
+            with self._adding:
+                self.blobs |= named
+                self._seen.add(stat.key)
 
     def _named(self, stat: Stat) -> set[Digest] | None:
         """Return what the version names, or None if it is deleted and out of its grace."""

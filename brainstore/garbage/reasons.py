@@ -26,9 +26,9 @@ from brainstore.zoo import Zoo
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One thing that names a blob. `by`: version, deleted, or intent; `where`: which one.
+    """One thing that names a blob, or may. `by`: version, deleted, intent, or unreadable.
 
-    `what` tells what the blob is to it, such as params/dense_0/kernel.
+    `where`: which one. `what`: what the blob is to it, such as params: dense_0/kernel.
     """
 
     by: str

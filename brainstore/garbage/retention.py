@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from brainstore import deletion
@@ -13,6 +13,9 @@ from brainstore.garbage.live import Key, versions
 from brainstore.index import Index, Row
 from brainstore.versions import Version
 from brainstore.zoo import Zoo
+
+_PER_INDEX = 100
+"""After so many deletions the index is read again, for who may need the next ones by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,9 @@ def choose(
         reasons |= _young(zoo, beyond - set(reasons), saved_before)
     _keep_experts(index, beyond, reasons)
     doomed = _users_first(index, beyond - set(reasons))
-    live = {key: zoo.registry.versions.live(*key) for key in [*doomed, *reasons]}
+    keys = [*doomed, *reasons]
+    found = zoo.in_parallel(lambda key: zoo.registry.versions.live(*key), keys)
+    live = dict(zip(keys, found, strict=True))
     return Retention(
         doomed=tuple(version for key in doomed if (version := live[key])),
         kept=tuple(
@@ -61,17 +66,46 @@ def choose(
 
 def retire(zoo: Zoo, retention: Retention) -> Retention:
     """Delete the doomed versions; return what was deleted, and what turned out to be needed."""
-    deleted, kept = [], list(retention.kept)
-    for version in retention.doomed:
-        reference = Reference(version.name, version.version, digest=version.digest.hex)
-        try:
-            deletion.delete(zoo, reference, why="beyond what `gc` was told to keep")
-            deleted.append(version)
-        except Conflict as error:
-            kept.append((version, str(error)))
-        except NotFound:
-            continue  # somebody else deleted it
+    deleted, kept = list[Version](), list(retention.kept)
+    with told(deleted):
+        for start in range(0, len(retention.doomed), _PER_INDEX):
+            index = zoo.index()
+            for version in retention.doomed[start : start + _PER_INDEX]:
+                _retire(zoo, version, index, deleted, kept)
     return Retention(tuple(deleted), tuple(kept))
+
+
+def _retire(
+    zoo: Zoo,
+    version: Version,
+    index: Index,
+    deleted: list[Version],
+    kept: list[tuple[Version, str]],
+) -> None:
+    reference = Reference(version.name, version.version, digest=version.digest.hex)
+    try:
+        deletion.delete(zoo, reference, why="beyond what `gc` was told to keep", index=index)
+        deleted.append(version)
+    except Conflict as error:
+        kept.append((version, str(error)))
+        return
+    except NotFound:
+        pass  # somebody else deleted it
+    index.rows.pop((version.name, version.version), None)
+
+
+@contextmanager
+def told(deleted: Sequence[Version]) -> Iterator[None]:
+    """Add to whatever goes wrong inside which versions were deleted before."""
+    try:
+        yield
+    except BaseException as error:
+        if deleted:
+            error.add_note(
+                f"{len(deleted):,} versions were deleted before, {deleted[-1]} the last; see: "
+                "brainstore log"
+            )
+        raise
 
 
 def _named(zoo: Zoo, beyond: set[Key], aliases: Sequence[Alias]) -> Iterator[tuple[Key, str]]:
