@@ -20,7 +20,7 @@ from zoos import Found, params, same
 
 from brainstore import BrainManager, BrainstoreError, Conflict, GateFailed, NotFound, commit
 from brainstore.errors import StoreUnavailable
-from brainstore.garbage import collect, collector
+from brainstore.garbage import collect, collector, turn
 from brainstore.storage.base import Store
 
 NAMES = ("ppo", "ppo/sub")
@@ -147,7 +147,7 @@ class Worker:
         return f"{self._name()}:{self._chance.choice(['latest', self._chance.randrange(1, 9)])}"
 
 
-IMPATIENT = {(collector, "LATE_S"): 2.0, (commit, "COLLECTION_WAIT_S"): 5.0}
+IMPATIENT = {(collector, "LATE_S"): 2.0, (turn, "LATE_S"): 2.0, (commit, "COLLECTION_WAIT_S"): 5.0}
 """What waits for late requests, shortened to what they are late here: 1.5 s at most."""
 
 

@@ -37,7 +37,7 @@ from brainstore import BrainManager, BrainstoreError, Conflict, commit
 from brainstore.cache import Cache
 from brainstore.errors import StoreUnavailable
 from brainstore.fsck import Finding, fsck
-from brainstore.garbage import collect, collector
+from brainstore.garbage import collect, collector, turn
 from brainstore.storage import open_store, s3
 from brainstore.storage.base import ABSENT, Store
 from brainstore.zoo import Zoo
@@ -373,6 +373,7 @@ def test_a_collection_whose_deletions_stay_lost_gives_up_when_none_can_come_late
     with_garbage: BrainManager, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collector, "LATE_S", 0.0)
+    monkeypatch.setattr(turn, "LATE_S", 0.0)
     proxy.weather = on_deletions(lose_request, collector.LOST_REPLIES)
     with pytest.raises(StoreUnavailable, match=r"3 times in a row.*collect again"):
         collect(with_garbage.zoo, **AT_ONCE)
@@ -402,6 +403,7 @@ def test_a_collection_that_is_stopped_while_a_deletion_may_come_late_says_how_to
     with pytest.raises(Conflict, match="--take-over"):
         collect(with_garbage.zoo, **AT_ONCE)
     monkeypatch.setattr(collector, "LATE_S", 0.0)
+    monkeypatch.setattr(turn, "LATE_S", 0.0)
     collect(with_garbage.zoo, take_over=True, **AT_ONCE)
     assert with_garbage.save("ppo", params(1)) == "ppo_v4"
     assert same(with_garbage.load("ppo:4", as_numpy=True)[0], params(1))

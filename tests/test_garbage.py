@@ -774,3 +774,9 @@ def test_why_refuses_what_is_no_digest_or_not_there(zoo: BrainManager) -> None:
         zoo.why("ppo:1")
     with pytest.raises(NotFound, match="no blob and no leaf"):
         zoo.why("0" * 16)
+
+
+@pytest.mark.parametrize("age", [-1.0, float("nan")])
+def test_an_age_that_is_none_is_refused(zoo: BrainManager, age: float) -> None:
+    with pytest.raises(BadParams, match="older_than"):
+        zoo.gc(older_than=age)

@@ -24,7 +24,7 @@ from brainstore import BrainManager, Conflict, GateFailed, NotFound
 from brainstore.address import GC_STATE_KEY
 from brainstore.fsck import fsck
 from brainstore.garbage import collect
-from brainstore.garbage.collector import LATE_S
+from brainstore.garbage.turn import LATE_S
 from brainstore.intents import finish_abandoned
 from brainstore.storage.base import Store
 from brainstore.storage.memory import MemoryStore

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from brainstore import marker
 from brainstore.address import (
@@ -28,8 +27,7 @@ from brainstore.address import (
     parse_intent_key,
 )
 from brainstore.errors import (
-    BrainstoreError,
-    Conflict,
+    BadParams,
     Corrupt,
     ReadOnly,
     StoreUnavailable,
@@ -39,9 +37,10 @@ from brainstore.garbage.closing import give_up
 from brainstore.garbage.collection import Collection, Garbage
 from brainstore.garbage.live import Key, LiveSet
 from brainstore.garbage.retention import Retention, choose, retire, told
+from brainstore.garbage.turn import LATE_S, Turn, noting
 from brainstore.intents import ABANDONED_S, finish_abandoned
-from brainstore.records import GcState, Intent, Stage
-from brainstore.storage.base import Stat, Store, Token
+from brainstore.records import Intent
+from brainstore.storage.base import Stat, Store
 from brainstore.zoo import Zoo
 
 _log = logging.getLogger(__name__)
@@ -49,8 +48,7 @@ _log = logging.getLogger(__name__)
 DAY_S = 86400.0
 """How long a blob stays that nothing names, and a deleted version can come back."""
 
-LATE_S = 3600.0
-"""How long a request may take to have its effect, at most."""
+KEYS_AT_ONCE = 1000
 
 LOST_REPLIES = 3
 """After so many lost replies in a row a collection stops."""
@@ -88,12 +86,14 @@ def collect(
             age, too, half-written files of killed writers are removed.
 
     Raises:
-        BadParams: `keep_last` or `keep_alias` makes no sense.
-        Conflict: another collection is under way; nothing was done.
+        BadParams: `keep_last`, `keep_alias` or `older_than_s` makes no sense.
+        Conflict: another collection is under way; nothing was collected.
         Corrupt, Unsupported: a record cannot be read, and may name anything; no blob was
             removed.
         StoreUnavailable, ReadOnly: the store failed. A note says where it stands.
     """
+    if older_than_s is not None and not older_than_s >= 0:
+        raise BadParams(f"older_than: expected a number of seconds, found {older_than_s}")
     marker.require(zoo.store)
     now = store_time(zoo.store, may_write=not dry_run)
     saved_before = None if older_than_s is None else now - older_than_s
@@ -135,9 +135,7 @@ class _Collector:
         self._expiry_s = expiry_s
         self.advance(now)
         self._sizes: dict[Digest, int] = {}
-        self._state = GcState()
-        self._token = Token("")
-        self._own_write_ids: set[str] = set()
+        self._turn = Turn(zoo.store)
 
     def advance(self, now: float) -> None:
         """Go by this time, of the store's clock."""
@@ -162,19 +160,19 @@ class _Collector:
         Raises:
             Conflict: one is, or may be.
         """
-        self._state, self._token = self._read_state()
-        if self._state.state == "idle":
+        self._turn.read()
+        if self._turn.state.state == "idle":
             return
         if not is_sole:
-            self._require_dead(take_over)
-        if self._state.state == "condemned":
+            self._turn.require_dead(self._now, take_over=take_over)
+        if self._turn.state.state == "condemned":
             # It has removed nothing. Should this collection stop early, saves need not wait.
-            self._swap("idle", set())
+            self._turn.swap("idle", set())
             return
-        garbage = set(self._state.condemned)
+        garbage = set(self._turn.state.condemned)
         self._require_garbage(garbage)
-        with self._idle_at_the_end():
-            self._swap("deleting", garbage, generation=self._state.generation + 1)
+        with self._turn.idle_at_the_end():
+            self._turn.swap("deleting", garbage, generation=self._turn.state.generation + 1)
             self._delete(garbage)
 
     def collected(self, retired: Retention) -> Collection:
@@ -183,9 +181,9 @@ class _Collector:
         candidates = self._candidates()
         live.read()
         self._intents()  # refuses one that cannot be read, before anything is condemned
-        with self._idle_at_the_end():
+        with self._turn.idle_at_the_end():
             condemned = candidates - live.blobs
-            self._swap("condemned", condemned, generation=self._state.generation + 1)
+            self._turn.swap("condemned", condemned, generation=self._turn.state.generation + 1)
             fresh, dead = self._intents()
             for intent in dead:
                 give_up(self._zoo.registry, intent)
@@ -193,9 +191,9 @@ class _Collector:
             live.read()
             garbage = condemned - live.blobs - _digests(fresh)
             if garbage:
-                self._swap("deleting", garbage)
+                self._turn.swap("deleting", garbage)
                 self._delete(garbage)
-        with _noting(f"{len(garbage):,} blobs of garbage were removed; {_TIDYING}"):
+        with noting(f"{len(garbage):,} blobs of garbage were removed; {_TIDYING}"):
             self._remove_intents(dead)
             leftovers = self._leftovers()
             for leftover in leftovers:
@@ -217,97 +215,13 @@ class _Collector:
                 "collection runs, remove this object, then: brainstore fsck --repair"
             )
 
-    def _require_dead(self, take_over: bool) -> None:
-        """Raise Conflict unless the collection that stands in the state can do no more."""
-        stat = self._store.stat(GC_STATE_KEY)
-        age_s = self._now - stat.modified_at if stat else 0.0
-        under_way = (
-            f"{self._store.url}: another collection has been {self._state.state} for "
-            f"{age_s / 60:.0f} minutes"
-        )
-        if self._state.state == "condemned":
-            # It has removed nothing, and cannot any more once the state is another.
-            if not take_over and age_s < LATE_S:
-                raise Conflict(f"{under_way}. Wait for it, or run: brainstore gc --yes --take-over")
-        elif not take_over:
-            raise Conflict(
-                f"{under_way}. Wait for it. If its process has been dead for an hour, run: "
-                "brainstore gc --yes --take-over"
-            )
-        elif age_s < LATE_S:
-            raise Conflict(
-                f"{under_way}, and a request of it may still take effect. Take over when its "
-                "process has been dead for an hour"
-            )
-
-    def _read_state(self) -> tuple[GcState, Token]:
-        found = self._store.get(GC_STATE_KEY)
-        if found is None:
-            raise Corrupt(
-                f"{self._store.url}: {GC_STATE_KEY} is missing. Run: brainstore fsck --repair"
-            )
-        return GcState.decode(found.body, f"{self._store.url}/{GC_STATE_KEY}"), found.token
-
-    def _swap(self, state: Stage, condemned: set[Digest], *, generation: int | None = None) -> None:
-        """Swap the collector's state, from the one that this collection has made or read.
-
-        Raises:
-            Conflict: another collection, or a repair, has swapped it.
-        """
-        after = GcState(
-            state=state,
-            generation=self._state.generation if generation is None else generation,
-            condemned=tuple(sorted(condemned)),
-            write_id=new_ulid(),
-        )
-        self._own_write_ids.add(after.write_id)
-        try:
-            token = self._store.put(GC_STATE_KEY, after.encode_readable(), expect=self._token)
-        except Conflict:
-            raise Conflict(
-                f"{self._store.url}: another collection has begun, or fsck repaired something; "
-                "this one stops, and nothing is lost. Run it again"
-            ) from None
-        self._state, self._token = after, token
-
-    @contextmanager
-    def _idle_at_the_end(self) -> Iterator[None]:
-        """Make the state idle after what is done inside, unless requests may be under way."""
-        try:
-            yield
-        except BaseException as error:
-            if self._may_be_late(error):
-                error.add_note(_STOPPED)
-            else:
-                self._free(error)
-            raise
-        with _noting(_NOT_IDLE):
-            self._swap("idle", set())
-
-    def _free(self, error: BaseException) -> None:
-        """Make the state idle after an error, and note on it if that fails, too."""
-        try:
-            self._step_back()
-        except Conflict:
-            pass  # another collection has the state now
-        except BrainstoreError:
-            error.add_note(_NOT_IDLE)
-
-    def _step_back(self) -> None:
-        """Make the state idle if it is of this collection, also if nobody told us that it is."""
-        self._state, self._token = self._read_state()
-        if self._state.write_id in self._own_write_ids:
-            self._swap("idle", set())
-
-    def _may_be_late(self, error: BaseException) -> bool:
-        """Return whether a deletion that was sent may still take effect."""
-        if self._state.state != "deleting" or not self._store.is_remote:
-            return False
-        return not isinstance(error, BrainstoreError) or getattr(error, "outcome_unknown", False)
-
     def _delete(self, garbage: set[Digest]) -> None:
         """Remove the blobs. Where a reply is lost, wait until the request must be over."""
         keys = [blob_key(digest) for digest in sorted(garbage)]
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            self._delete_some(keys[start : start + KEYS_AT_ONCE])
+
+    def _delete_some(self, keys: Sequence[str]) -> None:
         for _ in range(LOST_REPLIES):
             try:
                 return self._store.delete_all(keys)
@@ -400,31 +314,11 @@ class _Collector:
         )
 
 
-_STOPPED = (
-    "the collection stopped while it deleted, and a request may be under way. Nothing that is "
-    "needed is lost; saves that need what it removes wait. An hour from now, run: "
-    "brainstore gc --yes --take-over"
-)
-_NOT_IDLE = (
-    "the collection has ended, and could not say so: saves that need what it condemned wait until "
-    "another one has run, in a bucket an hour from now: brainstore gc --yes --take-over"
-)
 _TIDYING = "intents and half-written files of the dead were not, or not all. Run it again"
 _UNREADABLE = (
     "It may name anything, so nothing is collected. Once no save of its time can be running, "
     "remove it"
 )
-
-
-@contextmanager
-def _noting(text: str) -> Iterator[None]:
-    """Add to whatever goes wrong inside, unless another collection has taken over."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Conflict):
-            error.add_note(text)
-        raise
 
 
 def _digests(intents: Sequence[Intent]) -> set[Digest]:

@@ -130,17 +130,26 @@ class LocalStore(Store):
             return disk.links_below(self.root)
 
     def delete(self, key: str) -> None:
-        file = self._file(key)
-        with (
-            self._explained("delete", key),
-            suppress(*disk.ABSENT_ERRORS),
-            self._locked(file.parent),
-        ):
-            self._settle_what_was_read(key)
+        self.delete_all([key])
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        by_folder: dict[Path, list[Path]] = {}
+        for key in keys:
+            file = self._file(key)
+            by_folder.setdefault(file.parent, []).append(file)
+        with self._explained("delete", keys[0] if keys else ""):
+            for key in keys:
+                self._settle_what_was_read(key)
+            for folder, files in by_folder.items():
+                with suppress(*disk.ABSENT_ERRORS), self._locked(folder):
+                    self._unlink(folder, files)
+
+    def _unlink(self, folder: Path, files: Sequence[Path]) -> None:
+        for file in files:
             with suppress(FileNotFoundError):
                 os.unlink(file)
-            # Also when it was gone: who removed it may not have come to this line.
-            disk.fsync_folder(file.parent)
+        # Also when they were gone: who removed them may not have come to this line.
+        disk.fsync_folder(folder)
 
     def leftovers(self) -> Iterator[Stat]:
         with self._explained("list", ""):
