@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,13 +60,17 @@ WORK: dict[str, Callable[[BrainManager], object]] = {
 
 def attempt(folder: Path, work: str, disk: BadDisk) -> BrainstoreError | None:
     """Do the work on the disk; return the error, once nothing runs in the background."""
-    error = None
+    error, before = None, set(threading.enumerate())
     with opened(folder) as zoo, disk.mounted():
         try:
             WORK[work](zoo)
         except BrainstoreError as raised:
             error = raised
         finish(zoo)
+        # A save that failed does not wait for the uploads that it has called off.
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("brainstore-put"):
+                thread.join()
     return error
 
 

@@ -184,10 +184,6 @@ def opened(where: Any, **options: Any) -> Iterator[BrainManager]:
 
 def finish(zoo: BrainManager) -> None:
     """Return once what runs in the background is done; the manager stays usable."""
-    # A save that failed does not wait for the uploads that it has called off.
-    for thread in threading.enumerate():
-        if thread.name.startswith(("brainstore-hash", "brainstore-put")):
-            thread.join()
     committer = zoo.zoo.committer
     committer.close()
     committer._pool = type(committer._pool)(4, "brainstore-commit")
