@@ -94,7 +94,7 @@ def _lines(found: Collection, *, verbose: bool) -> list[str]:
     if len(shown) < len(found.blobs):
         lines.append(f"… and {len(found.blobs) - len(shown):,} more; -v shows all")
     lines += [f"{would}removed: {key}, half-written" for key, _ in found.leftovers]
-    lines += [f"{would}given up: {key}, of a save or sync that died" for key in found.intents]
+    lines += [f"{would}given up: {key}, of work that died" for key in found.intents]
     lines.append(
         f"{render.counted(len(found.blobs), 'blob')} of garbage, {render.size(found.size_bytes)}"
         f"{' with leftovers' if found.leftovers else ''}, {would}removed; "

@@ -26,7 +26,7 @@ class Collection:
         kept: of those beyond `keep_last`, (version, what keeps it).
         blobs: the garbage; removed, unless it was a dry run.
         leftovers: (key, size in bytes) of what killed writers left half-written.
-        intents: keys of the intents of dead saves and syncs, which were given up.
+        intents: keys of the intents of dead saves, syncs, deletions and moves; given up.
         live_blobs, live_bytes: what stays.
     """
 
